@@ -1,0 +1,92 @@
+"""How to split a call: a small model of what each way would cost, and the cheapest one.
+
+Four ways, all with the same bits:
+
+* serial: one slice of all rows and directions;
+* directions: each direction on a thread, which never wait for each other;
+* rows of the batch over threads: no waiting either, but every thread reads all weights;
+* hidden units over threads: each reads its share of the weights at every step, and all meet after each step.
+
+The model counts, for one step of one slice, the time of the multiply-adds, the time to read the weights and the time
+of the cells. Its constants were measured on two kinds of machine (docs/performance.md) and only their ratios matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nblstm.engine.packing import DirectionWeights
+from nblstm.kernels.cells import LSTM_GATES
+from nblstm.kernels.job import ROWS, UNITS
+from nblstm.kernels.policy import lanes
+from nblstm.kernels.tile import ROWS as TILE_ROWS
+
+# Nanoseconds, and per nanosecond.
+_LAUNCH = 6000.0
+_MEET = 600.0
+_FLOPS_PER_LANE = 12.0
+_WEIGHT_BYTES = 40.0
+_VECTOR_OF_CELLS = 28.0
+# Share of the tile's peak with 1, 2, ... rows.
+_TILE_SHARE = (0.0, 0.45, 0.6, 0.75, 0.9, 0.9, 1.0)
+# From this many rows on, a step's input is projected within the step: the weights are read once for enough rows.
+_ROWS_TO_FUSE = 24
+_ROWS_OF_A_BLOCK = 96
+
+
+class Plan(NamedTuple):
+    """How one layer of a call is split."""
+
+    split: int  # ROWS or UNITS
+    parts: int  # slices of each direction
+    threads: int
+
+
+def block_of(rows: int, steps: int) -> int:
+    """Return how many steps' inputs to project at once for a slice of `rows` rows."""
+    return 1 if rows >= _ROWS_TO_FUSE else max(1, min(steps, _ROWS_OF_A_BLOCK // max(rows, 1)))
+
+
+def choose(weights: DirectionWeights, directions: int, steps: int, rows: int, threads: int) -> Plan:
+    """Return the plan of least estimated time for one layer on up to `threads` threads."""
+    serial = Plan(ROWS, 1, 1)
+    if threads == 1:
+        return serial
+    candidates = [serial, *_parallel_plans(weights, directions, rows, threads)]
+    return min(candidates, key=lambda plan: _nanoseconds(plan, weights, directions, steps, rows))
+
+
+def _parallel_plans(weights: DirectionWeights, directions: int, rows: int, threads: int) -> Iterator[Plan]:
+    if directions > 1:
+        yield Plan(ROWS, 1, min(directions, threads))
+    for parts in sorted({threads, max(1, threads // directions)}):
+        if 1 < parts <= rows:
+            yield Plan(ROWS, parts, threads)
+        if 1 < parts <= weights.unit_blocks:
+            yield Plan(UNITS, parts, threads)
+
+
+def _nanoseconds(plan: Plan, weights: DirectionWeights, directions: int, steps: int, rows: int) -> float:
+    """Return the estimated time of a layer."""
+    waves = -(-directions * plan.parts // plan.threads)
+    if plan.split == ROWS:
+        step = _step_nanoseconds(weights, -(-rows // plan.parts), weights.unit_blocks)
+    else:
+        step = _step_nanoseconds(weights, rows, -(-weights.unit_blocks // plan.parts))
+    meetings = 0 if plan.split == ROWS else 1 if weights.projection_panels is None else 2
+    launch = _LAUNCH if plan.threads > 1 else 0.0
+    return launch + steps * (waves * step + meetings * _MEET)
+
+
+def _step_nanoseconds(weights: DirectionWeights, rows: int, blocks: int) -> float:
+    """Return the estimated time of one step of a slice of `rows` rows and `blocks` unit blocks."""
+    width = lanes(weights.dtype.itemsize)
+    units = blocks * width
+    share = _TILE_SHARE[rows] if rows < TILE_ROWS else 1.0
+    terms = weights.outputs + (weights.outputs / LSTM_GATES if weights.projection_panels is not None else 0.0)
+    recurrent = LSTM_GATES * units * terms
+    projected = LSTM_GATES * units * weights.inputs
+    rate = _FLOPS_PER_LANE * width
+    multiply = max(2 * rows * recurrent / (rate * share), recurrent * weights.dtype.itemsize / _WEIGHT_BYTES)
+    return multiply + 2 * rows * projected / rate + rows * blocks * _VECTOR_OF_CELLS

@@ -1,0 +1,265 @@
+"""One call of a recurrent network: for every layer a plan, a workspace, a job for each direction, and the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from nblstm import threads
+from nblstm.engine import plan as planning
+from nblstm.engine.packing import DirectionWeights, aligned_empty
+from nblstm.kernels.cells import LSTM_GATES
+from nblstm.kernels.dropout import drop_units
+from nblstm.kernels.job import JOB, ROWS
+from nblstm.kernels.policy import lanes
+from nblstm.kernels.recurrence import GATES_AT_ONCE, lstm_float32, lstm_float64
+from nblstm.kernels import team
+from nblstm.kernels.tile import PANEL_VECTORS
+
+Array = npt.NDArray[Any]
+
+_LINE = 64
+# Rows that pass through all layers of a stack before the next ones begin: the buffer between two layers holds them.
+_ROWS_OF_A_CHUNK = 4096
+
+
+class SequenceLayout(NamedTuple):
+    """Where the rows of a call lie. Kernels work on rows sorted by length, longest first.
+
+    steps        T, at least 1
+    batch        B
+    batch_sizes  (T,) int64, never increasing: rows alive at each step; None: all B at every step
+    rows         (B,) int64: the kernel's row r is row rows[r] of x and y; None: row r
+    states       (B,) int64: its states are row states[r] of h_0, c_0, h_n and c_n; None: row r
+    packed       x is (N, I) and y (N, D*P), the rows of each step after those of the step before
+    """
+
+    steps: int
+    batch: int
+    batch_sizes: Array | None = None
+    rows: Array | None = None
+    states: Array | None = None
+    packed: bool = False
+
+
+class Dropout(NamedTuple):
+    """Dropout between layers: probability, seed and call number. Layer and step are the engine's to add."""
+
+    p: float
+    seed: int
+    call: int
+
+
+def run_lstm(
+    weights: list[list[DirectionWeights]],
+    x: Array,
+    layout: SequenceLayout,
+    h0: Array | None,
+    c0: Array | None,
+    y: Array,
+    dropout: Dropout | None = None,
+) -> tuple[Array, Array]:
+    """Run all layers; write the output to `y` and return fresh h_n (L*D, B, P) and c_n (L*D, B, H).
+
+    weights  [layer][direction]
+    x        (T, B, I), any strides, or (N, I) if packed; not written
+    h0, c0   (L*D, B, P) and (L*D, B, H), any strides, not written; None: zeros
+    y        (T, B, D*P) with unit stride in the last axis, or (N, D*P) if packed; positions beyond a row's length are
+             set to zero
+
+    All arrays of the weights' dtype. The caller has validated everything.
+    """
+    first = weights[0][0]
+    directions = len(weights[0])
+    count = len(weights) * directions
+    h_n = _state(h0, (count, layout.batch, first.outputs), first.dtype)
+    c_n = _state(c0, (count, layout.batch, first.units), first.dtype)
+    if layout.rows is not None:
+        y[...] = 0
+    if layout.batch == 0 or y.size == 0:
+        return h_n, c_n
+    chunks = _chunks(layout) if len(weights) > 1 and directions == 1 else [(0, layout.steps)]
+    for begin, end in chunks:
+        part, x_part, y_part = layout, x, y
+        if end - begin < layout.steps:
+            part, x_part, y_part = _part(layout, x, y, begin, end)
+        source = x_part
+        for number, layer in enumerate(weights):
+            last = number == len(weights) - 1
+            target = y_part if last else np.empty(y_part.shape, first.dtype)
+            states = slice(number * directions, (number + 1) * directions)
+            _run_layer(layer, source, part, h_n[states], c_n[states], target)
+            if dropout is not None and dropout.p > 0.0 and not last:
+                _drop(target, part, begin, number, dropout)
+            source = target
+    return h_n, c_n
+
+
+def _state(initial: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return a fresh contiguous copy of the initial state; the kernels turn it into the final one."""
+    return np.zeros(shape, dtype) if initial is None else np.array(initial, dtype, order="C")
+
+
+def _chunks(layout: SequenceLayout) -> Iterator[tuple[int, int]]:
+    """Cut the steps so that what lies between two layers does not grow with T."""
+    length = max(1, _ROWS_OF_A_CHUNK // layout.batch)
+    for begin in range(0, layout.steps, length):
+        yield begin, min(begin + length, layout.steps)
+
+
+def _part(layout: SequenceLayout, x: Array, y: Array, begin: int, end: int) -> tuple[SequenceLayout, Array, Array]:
+    """Return the layout and the views of x and y for steps [begin, end)."""
+    sizes = layout.batch_sizes
+    part = layout._replace(steps=end - begin)
+    if sizes is not None:
+        part = part._replace(batch_sizes=sizes[begin:end], batch=int(sizes[begin]))
+    if not layout.packed or sizes is None:
+        return part, x[begin:end], y[begin:end]
+    first, last = int(sizes[:begin].sum()), int(sizes[:end].sum())
+    return part, x[first:last], y[first:last]
+
+
+def _drop(y: Array, layout: SequenceLayout, first_step: int, layer: int, dropout: Dropout) -> None:
+    """Apply dropout in place to what one layer hands to the next, a fresh contiguous array."""
+    if layout.packed and layout.batch_sizes is not None:
+        sizes = layout.batch_sizes
+        starts = np.cumsum(sizes) - sizes
+        steps = np.repeat(np.arange(layout.steps), sizes)
+        rows = np.arange(y.shape[0]) - starts[steps]
+        rows = rows if layout.states is None else layout.states[rows]
+    else:
+        steps = np.repeat(np.arange(layout.steps), y.shape[1])
+        rows = np.tile(np.arange(y.shape[1]), layout.steps)
+    kept = 1.0 - dropout.p
+    scale = y.dtype.type(1.0 / kept if kept > 0.0 else 0.0)
+    flat = y.reshape(-1, y.shape[-1])
+    seed, call = np.uint64(dropout.seed), np.uint64(dropout.call)
+    threshold = round(dropout.p * 2**32)
+    drop_units(flat, steps, rows, first_step, seed, call, layer, threshold, scale)
+
+
+def _run_layer(
+    layer: list[DirectionWeights], x: Array, layout: SequenceLayout, h: Array, c: Array, y: Array
+) -> None:
+    """Run one layer in all its directions; h (D, B, P) and c (D, B, H) go from initial to final."""
+    first = layer[0]
+    plan = planning.choose(first, len(layer), layout.steps, layout.batch, threads.get_num_threads())
+    if plan.threads > 1 and threads.usable() < plan.threads:
+        plan = planning.choose(first, len(layer), layout.steps, layout.batch, threads.usable())
+    jobs = np.zeros(len(layer), JOB)
+    keep_alive = [_describe(jobs[d], layer[d], d, plan, x, layout, h[d], c[d], y) for d in range(len(layer))]
+    slices = len(layer) * plan.parts
+    steps = 1 if plan.split == ROWS else 1 + layout.steps * (1 if first.projection_panels is None else 2)
+    worker = (lstm_float32 if first.dtype == np.float32 else lstm_float64).address
+    team.run(worker, jobs.ctypes.data, slices, steps, plan.threads)
+    del keep_alive
+
+
+def _describe(
+    job: Any,
+    weights: DirectionWeights,
+    direction: int,
+    plan: planning.Plan,
+    x: Array,
+    layout: SequenceLayout,
+    h: Array,
+    c: Array,
+    y: Array,
+) -> list[Array]:
+    """Fill the job of one direction; return the arrays it points to that nobody else holds."""
+    item = weights.dtype.itemsize
+    width = PANEL_VECTORS * lanes(item)
+    rows = layout.batch
+    slice_rows = -(-rows // plan.parts) if plan.split == ROWS else rows
+    slice_blocks = weights.unit_blocks if plan.split == ROWS else -(-weights.unit_blocks // plan.parts)
+    block = planning.block_of(slice_rows, layout.steps)
+    block_rows = block * slice_rows
+    block_gates = LSTM_GATES * lanes(item)
+    projected = 0 if weights.projection_panels is None else (-(-weights.outputs // width)) * width
+    if block > 1:
+        gates_size = block_rows * slice_blocks * block_gates
+    else:
+        gates_size = max(GATES_AT_ONCE, slice_rows * block_gates)
+    products_start = _lines(gates_size, item)
+    gates_size = products_start + slice_rows * projected
+    input_stride = _odd_lines(weights.inputs, item)
+    inputs_size = block_rows * input_stride
+    c_stride = _odd_lines(weights.unit_blocks * lanes(item), item)
+    h_stride = c_stride if weights.projection_panels is None else _odd_lines(weights.outputs, item)
+    sizes = {
+        "gates": plan.parts * gates_size,
+        "inputs_block": plan.parts * inputs_size,
+        "h": 2 * rows * h_stride,
+        "c": rows * c_stride,
+        "m": 0 if weights.projection_panels is None else rows * c_stride,
+    }
+    workspace = aligned_empty(sum(sizes.values()), weights.dtype)
+    keep = [workspace]
+    address = workspace.ctypes.data
+    for name, size in sizes.items():
+        job[name] = address if size else 0
+        address += size * item
+    x_strides, y_strides = [s // item for s in x.strides], [s // item for s in y.strides]
+    if layout.packed and layout.batch_sizes is not None:
+        starts = np.cumsum(layout.batch_sizes) - layout.batch_sizes
+        keep.append(starts)
+        job["starts"] = starts.ctypes.data
+        x_strides, y_strides = [x_strides[0], *x_strides], [y_strides[0], *y_strides]
+    for name, table in (
+        ("batch_sizes", layout.batch_sizes),
+        ("x_rows", layout.rows),
+        ("state_rows", layout.states),
+    ):
+        if table is not None:
+            keep.append(table)
+            job[name] = table.ctypes.data
+    fields = {
+        "steps": layout.steps,
+        "rows": rows,
+        "inputs": weights.inputs,
+        "units": weights.units,
+        "outputs": weights.outputs,
+        "unit_blocks": weights.unit_blocks,
+        "reverse": direction,
+        "split": plan.split,
+        "parts": plan.parts,
+        "block": block,
+        "x": x.ctypes.data,
+        "x_step": x_strides[0],
+        "x_row": x_strides[1],
+        "x_item": x_strides[2],
+        "y": y.ctypes.data + direction * weights.outputs * item,
+        "y_step": y_strides[0],
+        "y_row": y_strides[1],
+        "h_0": h.ctypes.data,
+        "c_0": c.ctypes.data,
+        "h_n": h.ctypes.data,
+        "c_n": c.ctypes.data,
+        "input_weights": weights.input_panels.ctypes.data,
+        "bias": weights.bias.ctypes.data,
+        "recurrent_weights": weights.recurrent_panels.ctypes.data,
+        "projection_weights": 0 if weights.projection_panels is None else weights.projection_panels.ctypes.data,
+        "gates_size": gates_size,
+        "products_start": products_start,
+        "inputs_block_size": inputs_size,
+        "input_stride": input_stride,
+        "h_stride": h_stride,
+        "c_stride": c_stride,
+    }
+    for name, value in fields.items():
+        job[name] = value
+    return keep
+
+
+def _lines(elements: int, itemsize: int) -> int:
+    """Round up to whole cache lines."""
+    line = _LINE // itemsize
+    return -(-elements // line) * line
+
+
+def _odd_lines(elements: int, itemsize: int) -> int:
+    """Round up to an odd number of cache lines, so that the rows of a tile do not all fall into one set of the cache."""
+    return (-(-elements * itemsize // _LINE) | 1) * (_LINE // itemsize)

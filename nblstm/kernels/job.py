@@ -1,0 +1,84 @@
+"""The description of one layer and direction of a call that the engine hands to a worker, as a record in memory.
+
+Every field is an int64: a size, a stride in elements, or an address (0: not there). A worker is called by address with
+whole numbers only, and a record named by fields keeps that as readable as arguments would be.
+
+Letters: T steps, B rows, I input features, H hidden units, P = H or the size of the projection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+ROWS, UNITS = 0, 1
+
+JOB = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            # Sizes.
+            "steps",  # T
+            "rows",  # B
+            "inputs",  # I
+            "units",  # H
+            "outputs",  # P
+            "unit_blocks",  # H in vectors, rounded up
+            "reverse",  # 1: from the last step to the first
+            # How the call is split: `parts` slices of this direction, over ROWS of the batch or over UNITS.
+            "split",
+            "parts",
+            "block",  # steps whose input is projected at once
+            # Input x[t, b, i] at x + start(t) * x_step + row * x_row + i * x_item, and the output's y alike.
+            "x",
+            "x_step",
+            "x_row",
+            "x_item",
+            "y",
+            "y_step",
+            "y_row",
+            "starts",  # (T,) start(t), 0: start(t) = t
+            "batch_sizes",  # (T,) rows alive at a step, never more than at the step before; 0: all
+            "x_rows",  # (B,) where the kernel's row r lies in x and y, 0: at r
+            "state_rows",  # (B,) where it lies in the states, 0: at r
+            # States, contiguous: (B, P) or (B, H).
+            "h_0",  # 0: zeros
+            "c_0",  # 0: zeros
+            "h_n",
+            "c_n",
+            # Weights, packed (nblstm.engine.packing).
+            "input_weights",
+            "bias",
+            "recurrent_weights",
+            "projection_weights",  # 0: no projection
+            # Workspace, a region of each for every part but the states, which are common.
+            "gates",
+            "gates_size",
+            "products_start",  # where the products of the projection begin in a region of gates
+            "inputs_block",
+            "inputs_block_size",
+            "input_stride",  # elements from one row of an inputs block to the next
+            "h",  # (2, B, h_stride): read one, write the other, in turns
+            "h_stride",
+            "c",  # (B, c_stride)
+            "c_stride",
+            "m",  # (B, c_stride): o * tanh(c) before the projection; 0: no projection
+        )
+    ]
+)
+
+
+@intrinsic
+def job_at(typing_context: Any, address: Any) -> Any:
+    """The record at `address`."""
+    record = numba.from_dtype(JOB)
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        return builder.inttoptr(args[0], context.get_value_type(record))
+
+    return record(types.int64), codegen

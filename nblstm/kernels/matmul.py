@@ -1,0 +1,79 @@
+"""The packed matrix product: rows of a matrix times panels of weights, by register tiles.
+
+A weight matrix W of N outputs and K terms is stored as panels of ``width = PANEL_VECTORS * lanes`` outputs, each panel
+contiguous in the order in which the tile reads it, and the product has the panels outermost too:
+
+    weights[panel, k, j] = W[panel * width + j, k]            zeros beyond output N
+    product[panel, row, j] = start + sum over k of a[row, k] * W[panel * width + j, k]
+"""
+
+from __future__ import annotations
+
+import numpy.typing as npt
+
+from nblstm.kernels.policy import function
+from nblstm.kernels.simd import lanes_of, load, store
+from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, multiply_tile
+
+Array = npt.NDArray
+
+
+@function
+def panel_width(like):
+    """Return how many outputs one panel holds for the dtype of `like`."""
+    return PANEL_VECTORS * lanes_of(like)
+
+
+@function
+def broadcast_bias(bias, first_panel, last_panel, rows, product, start, panel_stride):
+    """Set every row of panels [first_panel, last_panel) of `product` to `bias`.
+
+    bias     in   (panels * width,)
+    product  out  panel p, row r at ``start + p * panel_stride + r * width``
+    """
+    lanes = lanes_of(bias)
+    width = panel_width(bias)
+    for panel in range(first_panel, last_panel):
+        for column in range(0, width, lanes):
+            value = load(bias, panel * width + column)
+            out = start + panel * panel_stride + column
+            for row in range(rows):
+                store(product, out + row * width, value)
+
+
+@function
+def multiply_add(rows, terms, a, a_start, a_row, weights, first_panel, last_panel, product, start, panel_stride):
+    """Add the products of `rows` rows of `a` with panels [first_panel, last_panel) to `product`.
+
+    a        in           row r, term k at ``a_start + r * a_row + k``
+    weights  in           (panels, terms, width) contiguous, as 1-D
+    product  accumulates  panel p, row r at ``start + p * panel_stride + r * width``; overlaps neither a nor weights
+    """
+    width = panel_width(product)
+    weights_panel = terms * width
+    tiles = (rows + ROWS - 1) // ROWS
+    at_once = PANELS_AT_ONCE[rows] if tiles == 1 else 1
+    panel = first_panel
+    while panel < last_panel:
+        while panel + at_once > last_panel:
+            at_once //= 2
+        row = 0
+        for tile in range(tiles):
+            # Tiles of nearly equal height: 32 rows as 6 6 5 5 5 5, not 6 6 6 6 6 2, whose last has too few chains.
+            height = (rows - row + tiles - tile - 1) // (tiles - tile)
+            multiply_tile(
+                height,
+                at_once,
+                terms,
+                a,
+                a_start + row * a_row,
+                a_row,
+                weights,
+                panel * weights_panel,
+                weights_panel,
+                product,
+                start + panel * panel_stride + row * width,
+                panel_stride,
+            )
+            row += height
+        panel += at_once

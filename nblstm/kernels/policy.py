@@ -1,0 +1,200 @@
+"""How the package uses Numba: the one file that names its options, its cache and the host's vector width.
+
+Three decorators say what a compiled function is for:
+
+* ``function``: called from other compiled code only; ends up inside its callers, so it has no cache entry of its own;
+* ``entry``: called from Python; releases the GIL; cached on disk;
+* ``worker``: called by address, with whole numbers as its only arguments; compiled at its first use; cached on disk.
+
+Fast-math is off everywhere: the promise of equal bits needs every operation as it is written. Fused operations are
+explicit (`nblstm.kernels.simd.fma`). ``error_model="numpy"`` makes a division a division, without a zero check.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import types
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.registry import cpu_target
+
+from nblstm import errors
+
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": False}
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+if numba.config.DISABLE_JIT:
+    raise RuntimeError(
+        errors.message("nblstm", "a Numba that compiles", "NUMBA_DISABLE_JIT=1", hint="Unset that variable")
+    )
+
+
+def _host() -> tuple[int, bool]:
+    """Return (vector width in bytes, whether fused multiply-add is an instruction) of the CPU Numba compiles for."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    if not triple.startswith(("x86", "i686", "amd64")):
+        return 16, triple.startswith(("aarch64", "arm64", "ppc64"))
+    if "+avx512f" in features:
+        return 64, True
+    if "+avx2" in features and "+fma" in features:
+        return 32, True
+    return 16, "+fma" in features
+
+
+VECTOR_BYTES, HAS_FMA = _host()
+# The register file: 32 vectors with AVX-512 and on 64-bit ARM and POWER, 16 on other x86.
+VECTOR_REGISTERS = 32 if VECTOR_BYTES == 64 or (VECTOR_BYTES == 16 and HAS_FMA) else 16
+
+
+def lanes(itemsize: int) -> int:
+    """Return how many numbers of `itemsize` bytes one vector holds."""
+    return VECTOR_BYTES // itemsize
+
+
+def _sources_digest() -> str:
+    """Return a digest of all sources that end up in compiled code."""
+    digest = hashlib.sha256()
+    for path in sorted((_PACKAGE / "kernels").glob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+DIGEST = _sources_digest()
+
+
+def _with_digest(locator_class: type[Any]) -> type[Any]:
+    """Return a cache locator whose stamp covers every kernel source, not only the file of the cached function.
+
+    Numba stamps a cache entry with the function's own file: an edited helper in another file, or an upgrade of the
+    package, would run stale code (tests/test_kernel_cache.py).
+    """
+
+    class Locator(locator_class):  # type: ignore[misc]
+        def get_source_stamp(self) -> tuple[Any, str]:
+            return super().get_source_stamp(), DIGEST
+
+    return Locator
+
+
+class _KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = [_with_digest(cls) for cls in CompileResultCacheImpl._locator_classes]
+
+
+_warned = threading.Event()
+
+
+def _warn_uncached(reason: object) -> None:
+    if not _warned.is_set():
+        _warned.set()
+        warnings.warn(
+            f"nblstm compiles its kernels anew in every process, because they cannot be cached: {reason}. "
+            "Set NUMBA_CACHE_DIR to a folder that can be written",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+class _KernelCache(FunctionCache):  # type: ignore[misc]
+    """Numba's disk cache, which neither a damaged file nor a full disk can stop."""
+
+    _impl_class = _KernelCacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError):
+            # A file cut short by a crash or a full disk would fail at every start to come: begin anew.
+            self._discard()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            _warn_uncached(error)
+        except (pickle.UnpicklingError, EOFError):  # the index was damaged between the load and the save
+            self._discard()
+
+    def _discard(self) -> None:
+        try:
+            self.flush()
+        except OSError as error:
+            _warn_uncached(error)
+
+
+def _cache_of(python_function: Callable[..., Any]) -> _KernelCache | None:
+    try:
+        return _KernelCache(python_function)
+    except RuntimeError as error:  # Numba's way to say: no folder to write to
+        _warn_uncached(error)
+        return None
+
+
+def function(python_function: Callable[..., Any]) -> Any:
+    """Compile for calls from other compiled functions."""
+    return numba.njit(nogil=True, **_OPTIONS)(python_function)
+
+
+def entry(python_function: Callable[..., Any]) -> Any:
+    """Compile for calls from Python: no GIL, cached on disk."""
+    return _cached(numba.njit(nogil=True, **_OPTIONS)(python_function), python_function)
+
+
+def parallel_entry(python_function: Callable[..., Any]) -> Any:
+    """Compile for calls from Python, with ``prange`` over threads. Only `nblstm.kernels.team` needs it."""
+    return _cached(numba.njit(nogil=True, parallel=True, **_OPTIONS)(python_function), python_function)
+
+
+def _cached(dispatcher: Any, python_function: Callable[..., Any]) -> Any:
+    cache = _cache_of(python_function)
+    if cache is not None:
+        dispatcher._cache = cache
+    return dispatcher
+
+
+class Worker:
+    """A compiled function that other compiled code calls by its address: ``void (int64, int64, int64)``.
+
+    A call by address keeps the parallel function that calls it small: it compiles in 0.1 s where a call by name takes
+    1.3 s, and one parallel function serves every worker.
+    """
+
+    def __init__(self, python_function: Callable[..., Any]) -> None:
+        self._python_function = python_function
+        self._callback: Any = None
+        self._lock = threading.Lock()
+
+    @property
+    def address(self) -> int:
+        """The address of the compiled function; compiles it, or loads it from the cache, at the first use."""
+        if self._callback is None:
+            with self._lock:
+                if self._callback is None:
+                    self._callback = self._compile()
+        return int(self._callback.address)
+
+    @property
+    def cache_hits(self) -> int:
+        """1 if this process loaded the function from the disk cache, else 0."""
+        return 0 if self._callback is None else int(self._callback.cache_hits)
+
+    def _compile(self) -> Any:
+        signature = ((types.int64, types.int64, types.int64), types.void)
+        callback = CFunc(self._python_function, signature, locals={}, options=dict(_OPTIONS))
+        cache = _cache_of(self._python_function)
+        if cache is not None:
+            callback._cache = cache
+        callback.compile()
+        return callback
+
+
+worker = Worker

@@ -1,0 +1,315 @@
+"""The LSTM through time: one worker that does a slice of a layer and direction, whole or step by step.
+
+A slice is a range of rows of the batch, which runs through all steps on its own, or a range of hidden units, which
+meets the other slices after every step. Serial execution is one slice of all rows. For each block of steps
+
+    gates[s, r] = bias + x[t, r] W_ih            as one product of many rows
+    gates[s, r] += h[t - 1, r] W_hh              step by step
+    h[t, r], c[t, r] = cell(gates[s, r], c[t - 1, r])
+
+so that W_ih is read once a block and the workspace does not grow with T. Rows are sorted by length, longest first:
+those alive at a step are a prefix. Each gate is one chain: bias, input features in order, hidden units in order.
+
+Every buffer is described in nblstm.kernels.job. Workers may run at the same time on different slices.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nblstm.kernels.cells import LSTM_GATES, lstm_cell
+from nblstm.kernels.job import JOB, UNITS, job_at
+from nblstm.kernels.matmul import broadcast_bias, multiply_add, panel_width
+from nblstm.kernels.policy import function, worker
+from nblstm.kernels.simd import array_at, lanes_of, load, store
+from nblstm.kernels.tile import PANEL_VECTORS, ROWS
+
+_JOB_SIZE = JOB.itemsize
+# Elements of gates handled at once between product and cell: 16 KB of float32, half of a first-level cache.
+GATES_AT_ONCE = 4096
+
+
+@function
+def _entry_of(table, index):
+    """Return ``table[index]`` of an int64 table at an address, or `index` itself where there is no table."""
+    return array_at(table, index + 1, np.int64(0))[index] if table != 0 else index
+
+
+@function
+def _alive(job, t, first_row, last_row):
+    """Return the end of the rows of [first_row, last_row) that are alive at step t; first_row if none is."""
+    if job.batch_sizes == 0:
+        return last_row
+    return max(first_row, min(last_row, _entry_of(job.batch_sizes, t)))
+
+
+@function
+def _step_of(job, s):
+    """Return the step of the sequence that is done as number s."""
+    return job.steps - 1 - s if job.reverse else s
+
+
+@function
+def _slots_before(job, first, s, first_row, last_row):
+    """Return how many rows the steps number first to s - 1 have in a block."""
+    if job.batch_sizes == 0:
+        return (s - first) * (last_row - first_row)
+    count = 0
+    for earlier in range(first, s):
+        count += _alive(job, _step_of(job, earlier), first_row, last_row) - first_row
+    return count
+
+
+@function
+def _gather_inputs(job, first, last, first_row, last_row, inputs):
+    """Copy the input rows of the steps number first to last - 1 into `inputs`, one after another; return how many.
+
+    inputs  out  (block * rows, input_stride)
+    """
+    slot = 0
+    for s in range(first, last):
+        t = _step_of(job, s)
+        start = _entry_of(job.starts, t) * job.x_step
+        for row in range(first_row, _alive(job, t, first_row, last_row)):
+            source = job.x + (start + _entry_of(job.x_rows, row) * job.x_row) * inputs.itemsize
+            x = array_at(source, job.inputs * job.x_item, inputs[0])
+            into = slot * job.input_stride
+            if job.x_item == 1:
+                for i in range(job.inputs):
+                    inputs[into + i] = x[i]
+            else:
+                for i in range(job.inputs):
+                    inputs[into + i] = x[i * job.x_item]
+            slot += 1
+    return slot
+
+
+@function
+def _gate(gates, vector, start, panel_stride, first_panel):
+    """Return gate vector number `vector` (unit_block * gates + gate) of the row that begins at `start`."""
+    panel = vector // PANEL_VECTORS - first_panel
+    return load(gates, start + panel * panel_stride + (vector % PANEL_VECTORS) * lanes_of(gates))
+
+
+@function
+def _apply_cell(gates, start, panel_stride, first_panel, first_block, last_block, rows, c, c_start, c_row, h, h_start, h_row):
+    """Take the gates' sums of `rows` rows to h and c, for unit blocks [first_block, last_block).
+
+    gates  in     vectors (unit_block, gate) in panels; row r of panel p at start + (p - first_panel) * panel_stride + r * width
+    c      inout  row r at c_start + r * c_row
+    h      out    row r at h_start + r * h_row; all whole vectors, up to the padding beyond unit H
+    """
+    width = panel_width(gates)
+    lanes = lanes_of(gates)
+    for block in range(first_block, last_block):
+        vector = block * LSTM_GATES
+        for row in range(rows):
+            at = start + row * width
+            h_next, c_next = lstm_cell(
+                _gate(gates, vector, at, panel_stride, first_panel),
+                _gate(gates, vector + 1, at, panel_stride, first_panel),
+                _gate(gates, vector + 2, at, panel_stride, first_panel),
+                _gate(gates, vector + 3, at, panel_stride, first_panel),
+                load(c, c_start + row * c_row + block * lanes),
+            )
+            store(c, c_start + row * c_row + block * lanes, c_next)
+            store(h, h_start + row * h_row + block * lanes, h_next)
+
+
+@function
+def _emit(job, t, first_row, last_row, h, h_start, first, last):
+    """Write columns [first, last) of h to the output of step t."""
+    start = _entry_of(job.starts, t) * job.y_step
+    for row in range(first_row, last_row):
+        y = array_at(job.y + (start + _entry_of(job.x_rows, row) * job.y_row) * h.itemsize, last, h[0])
+        source = h_start + row * job.h_stride
+        for column in range(first, last):
+            y[column] = h[source + column]
+
+
+@function
+def _keep_final(job, target, columns, first_row, last_row, state, state_start, stride, first, last):
+    """Write columns [first, last) of the state of rows [first_row, last_row) to h_n or c_n at address `target`."""
+    for row in range(first_row, last_row):
+        final = array_at(target + _entry_of(job.state_rows, row) * columns * state.itemsize, last, state[0])
+        source = state_start + row * stride
+        for column in range(first, last):
+            final[column] = state[source + column]
+
+
+@function
+def _set_initial(job, initial, columns, first_row, last_row, state, start, stride):
+    """Set rows [first_row, last_row) of a state to h_0 or c_0 at address `initial`, or zeros; padding to zeros."""
+    for row in range(first_row, last_row):
+        into = start + row * stride
+        for column in range(stride):
+            state[into + column] = 0
+        if initial != 0:
+            source = array_at(initial + _entry_of(job.state_rows, row) * columns * state.itemsize, columns, state[0])
+            for column in range(columns):
+                state[into + column] = source[column]
+
+
+@function
+def _begin(job, first_row, last_row, h, c):
+    """Set both h buffers (rows of shorter sequences join the reverse direction at any step) and c."""
+    for buffer in range(2):
+        start = buffer * job.rows * job.h_stride
+        _set_initial(job, job.h_0, job.outputs, first_row, last_row, h, start, job.h_stride)
+    _set_initial(job, job.c_0, job.units, first_row, last_row, c, 0, job.c_stride)
+
+
+@function
+def _finish_step(job, s, first_row, last_row, state, target, columns, state_start, stride, first, last):
+    """Keep the state of the rows whose last step was number s."""
+    staying = first_row
+    if s + 1 < job.steps:
+        staying = _alive(job, _step_of(job, s + 1), first_row, last_row)
+    ending = _alive(job, _step_of(job, s), first_row, last_row)
+    if staying < ending:
+        _keep_final(job, target, columns, staying, ending, state, state_start, stride, first, last)
+
+
+@function
+def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs, h, c, m):
+    """Do step number s for some rows and unit blocks, up to h, or up to m where a projection follows.
+
+    gates   scratch  for block > 1 it carries the projected inputs from the first step of a block to the last
+    inputs  scratch  (block * rows, input_stride)
+    h       inout    (2, B, h_stride): reads buffer s % 2, writes the other
+    c       inout    (B, c_stride)
+    m       out      (B, c_stride), written where there is a projection; else not touched
+    """
+    lanes = lanes_of(h)
+    width = panel_width(h)
+    vectors_of_block = LSTM_GATES
+    t = _step_of(job, s)
+    alive = _alive(job, t, first_row, last_row)
+    rows = alive - first_row
+    first_panel = first_block * vectors_of_block // PANEL_VECTORS
+    last_panel = last_block * vectors_of_block // PANEL_VECTORS
+    panel_stride = (job.block * (last_row - first_row) if job.block > 1 else rows) * width
+    input_weights = array_at(job.input_weights, 1, h[0])
+    recurrent_weights = array_at(job.recurrent_weights, 1, h[0])
+    bias = array_at(job.bias, 1, h[0])
+    begins = s - s % job.block
+    ends = min(begins + job.block, job.steps)
+    slots = 0
+    if s == begins:
+        slots = _gather_inputs(job, begins, ends, first_row, last_row, inputs)
+        if job.block > 1:
+            broadcast_bias(bias, first_panel, last_panel, slots, gates, -first_panel * panel_stride, panel_stride)
+            multiply_add(
+                slots, job.inputs, inputs, 0, job.input_stride, input_weights, first_panel, last_panel,
+                gates, -first_panel * panel_stride, panel_stride,
+            )  # fmt: skip
+    h_before = (s % 2) * job.rows * job.h_stride
+    h_after = (job.rows - (s % 2) * job.rows) * job.h_stride
+    out, out_start, out_row = (h, h_after, job.h_stride) if job.projection_weights == 0 else (m, 0, job.c_stride)
+    row_start = _slots_before(job, begins, s, first_row, last_row) * width
+    blocks_at_once = max(1, GATES_AT_ONCE // (vectors_of_block * lanes * max(rows, 1)))
+    for block in range(first_block, last_block, blocks_at_once):
+        end_block = min(block + blocks_at_once, last_block)
+        panel = block * vectors_of_block // PANEL_VECTORS
+        end_panel = end_block * vectors_of_block // PANEL_VECTORS
+        # With one step a block, the gates of a few unit blocks fit the cache and are used before the next ones.
+        origin = first_panel if job.block > 1 else panel
+        start = row_start - origin * panel_stride
+        if job.block == 1:
+            broadcast_bias(bias, panel, end_panel, rows, gates, start, panel_stride)
+            multiply_add(
+                rows, job.inputs, inputs, 0, job.input_stride, input_weights, panel, end_panel,
+                gates, start, panel_stride,
+            )  # fmt: skip
+        multiply_add(
+            rows, job.outputs, h, h_before + first_row * job.h_stride, job.h_stride, recurrent_weights, panel, end_panel,
+            gates, start, panel_stride,
+        )  # fmt: skip
+        _apply_cell(
+            gates, row_start, panel_stride, origin, block, end_block, rows,
+            c, first_row * job.c_stride, job.c_stride, out, out_start + first_row * out_row, out_row,
+        )  # fmt: skip
+    first, last = first_block * lanes, min(last_block * lanes, job.units)
+    _finish_step(job, s, first_row, last_row, c, job.c_n, job.units, 0, job.c_stride, first, last)
+    if job.projection_weights == 0:
+        _emit(job, t, first_row, alive, h, h_after, first, last)
+        _finish_step(job, s, first_row, last_row, h, job.h_n, job.outputs, h_after, job.h_stride, first, last)
+
+
+@function
+def _project(job, s, first_row, last_row, first_panel, last_panel, gates, h, m):
+    """Do the second half of step number s where there is a projection: h = W_hr m, for panels of its outputs.
+
+    gates  scratch  (panels, rows, width) from products_start on: the projected inputs before it are still needed
+    """
+    width = panel_width(h)
+    t = _step_of(job, s)
+    alive = _alive(job, t, first_row, last_row)
+    rows = alive - first_row
+    weights = array_at(job.projection_weights, 1, h[0])
+    h_after = (job.rows - (s % 2) * job.rows) * job.h_stride
+    panel_stride = rows * width
+    start = job.products_start - first_panel * panel_stride
+    for i in range((last_panel - first_panel) * panel_stride):
+        gates[job.products_start + i] = 0
+    multiply_add(
+        rows, job.units, m, first_row * job.c_stride, job.c_stride, weights, first_panel, last_panel,
+        gates, start, panel_stride,
+    )  # fmt: skip
+    for panel in range(first_panel, last_panel):
+        for row in range(rows):
+            source = start + panel * panel_stride + row * width
+            into = h_after + (first_row + row) * job.h_stride + panel * width
+            for column in range(min(width, job.outputs - panel * width)):
+                h[into + column] = gates[source + column]
+    first, last = first_panel * width, min(last_panel * width, job.outputs)
+    _emit(job, t, first_row, alive, h, h_after, first, last)
+    _finish_step(job, s, first_row, last_row, h, job.h_n, job.outputs, h_after, job.h_stride, first, last)
+
+
+@function
+def _lstm_slice(first_job, piece, step, like):
+    """Do slice number `piece` of a call: direction piece // parts, part piece % parts.
+
+    A slice of rows has one step, in which it does everything. A slice of units has 1 + T steps, or 1 + 2T with a
+    projection: the states are set, then each step of the sequence is done, and projected.
+    """
+    parts = job_at(first_job).parts
+    job = job_at(first_job + (piece // parts) * _JOB_SIZE)
+    part = piece % parts
+    h = array_at(job.h, 2 * job.rows * job.h_stride, like)
+    gates = array_at(job.gates + part * job.gates_size * h.itemsize, job.gates_size, like)
+    inputs = array_at(job.inputs_block + part * job.inputs_block_size * h.itemsize, job.inputs_block_size, like)
+    c = array_at(job.c, job.rows * job.c_stride, like)
+    m = array_at(job.m, job.rows * job.c_stride, like)
+    panels = (job.outputs + panel_width(like) - 1) // panel_width(like)
+    if job.split == UNITS:
+        if step == 0:
+            _begin(job, part * job.rows // parts, (part + 1) * job.rows // parts, h, c)
+            return
+        first_block, last_block = part * job.unit_blocks // parts, (part + 1) * job.unit_blocks // parts
+        if job.projection_weights == 0:
+            _advance(job, step - 1, 0, job.rows, first_block, last_block, gates, inputs, h, c, m)
+        elif step % 2 == 1:
+            _advance(job, step // 2, 0, job.rows, first_block, last_block, gates, inputs, h, c, m)
+        else:
+            _project(job, step // 2 - 1, 0, job.rows, part * panels // parts, (part + 1) * panels // parts, gates, h, m)
+        return
+    first_row, last_row = part * job.rows // parts, (part + 1) * job.rows // parts
+    _begin(job, first_row, last_row, h, c)
+    for s in range(job.steps):
+        _advance(job, s, first_row, last_row, 0, job.unit_blocks, gates, inputs, h, c, m)
+        if job.projection_weights != 0:
+            _project(job, s, first_row, last_row, 0, panels, gates, h, m)
+
+
+@worker
+def lstm_float32(job, piece, step):
+    """The worker for float32."""
+    _lstm_slice(job, piece, step, np.float32(0))
+
+
+@worker
+def lstm_float64(job, piece, step):
+    """The worker for float64."""
+    _lstm_slice(job, piece, step, np.float64(0))

@@ -1,0 +1,157 @@
+"""The register tile: the one loop in which nearly all floating-point work happens.
+
+A tile multiplies a few rows of a matrix by one or more adjacent panels of packed weights and adds the products to
+accumulators that stay in registers for the whole sum. For each of the K terms it loads the panels' vectors, spreads
+one number of each row over a vector, and does rows x vectors fused multiply-adds:
+
+    acc[r, v] = fma(a[r, k], b[k, v], acc[r, v])        k = 0, 1, ..., K-1
+
+Each output is one chain in the order of k, whatever the shape of the tile: that is why results do not depend on how
+rows, units or threads are divided. What may vary is only which chains run side by side. Two chains of an FMA unit
+with a latency of four and two units need eight in flight, and registers bound them from above:
+
+* 16 vector registers (AVX2, SSE): 6 rows x 2 vectors = 12 accumulators, 2 weights, 1 or 2 for the row's number;
+* 32 vector registers (AVX-512, NEON): 6 rows x 4 vectors = 24 accumulators, 4 weights, the row's number from memory.
+
+With few rows a tile takes several panels at once to have enough chains (`PANELS_AT_ONCE`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+from nblstm.kernels.policy import VECTOR_REGISTERS
+from nblstm.kernels.simd import I64, llvm_element, llvm_fma, llvm_vector, splat
+
+ROWS = 6
+PANEL_VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
+# By the number of rows: 8 accumulators or more, where registers allow. Three rows of two panels would be 12 of 16
+# registers too, but LLVM then keeps all weights of a term in registers and spills: 32 GFLOP/s where 96 is the peak.
+PANELS_AT_ONCE = (0, 2, 1, 1, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, 1, 1, 1, 1)
+
+
+def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int) -> ir.Function:
+    """Return the LLVM function for a tile of `rows` x `panels`, emitting it into `module` at the first request.
+
+    void (terms, a, a_row, b, b_panel, c, c_panel); strides in elements.
+    """
+    element, vector = llvm_element(dtype), llvm_vector(dtype)
+    name = f"nblstm_tile_{dtype}_{vector.count}_{rows}x{panels}"
+    if name in module.globals:
+        return module.globals[name]
+    pointer = element.as_pointer()
+    function = ir.Function(
+        module, ir.FunctionType(ir.VoidType(), [I64, pointer, I64, pointer, I64, pointer, I64]), name
+    )
+    function.linkage = "linkonce_odr"
+    terms, a, a_row, b, b_panel, c, c_panel = function.args
+    entry, loop, done = (function.append_basic_block(label) for label in ("entry", "loop", "done"))
+    width = PANEL_VECTORS * vector.count
+    columns = [(panel, v) for panel in range(panels) for v in range(PANEL_VECTORS)]
+    builder = ir.IRBuilder(entry)
+
+    def scaled(stride: ir.Value, count: int) -> ir.Value:
+        return builder.mul(stride, ir.Constant(I64, count))
+
+    def vector_pointer(base: ir.Value, offset: ir.Value | None, constant: int) -> ir.Value:
+        if offset is not None:
+            base = builder.gep(base, [offset])
+        return builder.bitcast(builder.gep(base, [ir.Constant(I64, constant)]), vector.as_pointer())
+
+    align = dtype.bitwidth // 8
+    outputs = [
+        [vector_pointer(c, scaled(c_panel, p), r * width + v * vector.count) for p, v in columns] for r in range(rows)
+    ]
+    row_starts = [builder.gep(a, [scaled(a_row, r)]) for r in range(rows)]
+    panel_starts = [scaled(b_panel, p) for p in range(panels)]
+    initial = [[builder.load(pointer, align=align) for pointer in row] for row in outputs]
+    builder.cbranch(builder.icmp_signed(">", terms, ir.Constant(I64, 0)), loop, done)
+
+    builder.position_at_end(loop)
+    k = builder.phi(I64)
+    k.add_incoming(ir.Constant(I64, 0), entry)
+    accumulators = [[builder.phi(vector) for _ in columns] for _ in range(rows)]
+    weight_row = builder.gep(b, [builder.mul(k, ir.Constant(I64, width))])
+    weights = [
+        builder.load(vector_pointer(weight_row, panel_starts[p] if p else None, v * vector.count), align=align)
+        for p, v in columns
+    ]
+    sums = []
+    for r in range(rows):
+        number = splat(builder, builder.load(builder.gep(row_starts[r], [k])), vector.count)
+        sums.append([llvm_fma(builder, number, w, acc) for w, acc in zip(weights, accumulators[r], strict=True)])
+    following = builder.add(k, ir.Constant(I64, 1))
+    k.add_incoming(following, loop)
+    for r in range(rows):
+        for v in range(len(columns)):
+            accumulators[r][v].add_incoming(initial[r][v], entry)
+            accumulators[r][v].add_incoming(sums[r][v], loop)
+    builder.cbranch(builder.icmp_signed("<", following, terms), loop, done)
+
+    builder.position_at_end(done)
+    for r in range(rows):
+        for v in range(len(columns)):
+            result = builder.phi(vector)
+            result.add_incoming(initial[r][v], entry)
+            result.add_incoming(sums[r][v], loop)
+            initial[r][v] = result
+    for r in range(rows):
+        for v in range(len(columns)):
+            builder.store(initial[r][v], outputs[r][v], align=align)
+    builder.ret_void()
+    return function
+
+
+@intrinsic
+def multiply_tile(
+    typing_context: Any,
+    rows: Any,
+    panels: Any,
+    terms: Any,
+    a: Any,
+    a_start: Any,
+    a_row: Any,
+    b: Any,
+    b_start: Any,
+    b_panel: Any,
+    c: Any,
+    c_start: Any,
+    c_panel: Any,
+) -> Any:
+    """c[p, r] += a[r] @ b[p] for `rows` rows (1 to ROWS) and `panels` panels (1, 2 or 4, up to PANELS_AT_ONCE[rows]).
+
+    Starts and strides count elements of the three contiguous 1-D arrays, of one dtype; nothing is checked.
+
+    a   in           row r's terms at ``a_start + r * a_row + k``
+    b   in           panel p's vectors of term k at ``b_start + p * b_panel + k * PANEL_VECTORS * lanes``
+    c   accumulates  row r of panel p at ``c_start + p * c_panel + r * PANEL_VECTORS * lanes``; must not overlap a or b
+    """
+    dtype = c.dtype
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        rows, panels, terms, a, a_start, a_row, b, b_start, b_panel, c, c_start, c_panel = args
+
+        def at(array_type: Any, array: ir.Value, start: ir.Value) -> ir.Value:
+            return builder.gep(make_array(array_type)(context, builder, array).data, [start])
+
+        operands = [terms, at(sig.args[3], a, a_start), a_row, at(sig.args[6], b, b_start), b_panel]
+        operands += [at(sig.args[9], c, c_start), c_panel]
+        finished = builder.append_basic_block("tile.finished")
+        choice = builder.switch(builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows), finished)
+        for count in range(1, ROWS + 1):
+            for width in [width for width in (1, 2, 4) if width <= PANELS_AT_ONCE[count]]:
+                block = builder.append_basic_block(f"tile.{count}x{width}")
+                choice.add_case(ir.Constant(I64, 16 * width + count), block)
+                with builder.goto_block(block):
+                    builder.call(_tile_function(builder.module, dtype, count, width), operands)
+                    builder.branch(finished)
+        builder.position_at_end(finished)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(i64, i64, i64, a, i64, i64, b, i64, i64, c, i64, i64), codegen
