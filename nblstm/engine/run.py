@@ -152,7 +152,7 @@ def _run_layer(
     jobs = np.zeros(len(layer), JOB)
     keep_alive = [_describe(jobs[d], layer[d], d, plan, x, layout, h[d], c[d], y) for d in range(len(layer))]
     slices = len(layer) * plan.parts
-    steps = 1 if plan.split == ROWS else 1 + layout.steps * (1 if first.projection_panels is None else 2)
+    steps = 1 if plan.split == ROWS else int(jobs[0]["stages"])
     worker = (lstm_float32 if first.dtype == np.float32 else lstm_float64).address
     team.run(worker, jobs.ctypes.data, slices, steps, plan.threads)
     del keep_alive
@@ -226,6 +226,7 @@ def _describe(
         "reverse": direction,
         "split": plan.split,
         "parts": plan.parts,
+        "stages": 1 + layout.steps * (1 if weights.projection_panels is None else 2),
         "block": block,
         "x": x.ctypes.data,
         "x_step": x_strides[0],

@@ -33,6 +33,7 @@ JOB = np.dtype(
             # How the call is split: `parts` slices of this direction, over ROWS of the batch or over UNITS.
             "split",
             "parts",
+            "stages",  # 1 + T, or 1 + 2 T with a projection
             "block",  # steps whose input is projected at once
             # Input x[t, b, i] at x + start(t) * x_step + row * x_row + i * x_item, and the output's y alike.
             "x",

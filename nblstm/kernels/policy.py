@@ -141,7 +141,7 @@ def _cache_of(python_function: Callable[..., Any]) -> _KernelCache | None:
 
 def function(python_function: Callable[..., Any]) -> Any:
     """Compile for calls from other compiled functions."""
-    return numba.njit(nogil=True, **_OPTIONS)(python_function)
+    return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(python_function)
 
 
 def entry(python_function: Callable[..., Any]) -> Any:

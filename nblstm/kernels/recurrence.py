@@ -18,15 +18,17 @@ from __future__ import annotations
 import numpy as np
 
 from nblstm.kernels.cells import LSTM_GATES, lstm_cell
-from nblstm.kernels.job import JOB, UNITS, job_at
+from nblstm.kernels.job import JOB, ROWS, job_at
 from nblstm.kernels.matmul import broadcast_bias, multiply_add, panel_width
 from nblstm.kernels.policy import function, worker
 from nblstm.kernels.simd import array_at, lanes_of, load, store
-from nblstm.kernels.tile import PANEL_VECTORS, ROWS
+from nblstm.kernels.tile import PANEL_VECTORS
 
 _JOB_SIZE = JOB.itemsize
 # Elements of gates handled at once between product and cell: 16 KB of float32, half of a first-level cache.
 GATES_AT_ONCE = 4096
+# Numba compiles a function anew for every literal it is called with; these are numbers like any other.
+_ZERO, _ONE = np.int64(0), np.int64(1)
 
 
 @function
@@ -156,7 +158,7 @@ def _begin(job, first_row, last_row, h, c):
     for buffer in range(2):
         start = buffer * job.rows * job.h_stride
         _set_initial(job, job.h_0, job.outputs, first_row, last_row, h, start, job.h_stride)
-    _set_initial(job, job.c_0, job.units, first_row, last_row, c, 0, job.c_stride)
+    _set_initial(job, job.c_0, job.units, first_row, last_row, c, _ZERO, job.c_stride)
 
 
 @function
@@ -200,12 +202,12 @@ def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs
         if job.block > 1:
             broadcast_bias(bias, first_panel, last_panel, slots, gates, -first_panel * panel_stride, panel_stride)
             multiply_add(
-                slots, job.inputs, inputs, 0, job.input_stride, input_weights, first_panel, last_panel,
+                slots, job.inputs, inputs, _ZERO, job.input_stride, input_weights, first_panel, last_panel,
                 gates, -first_panel * panel_stride, panel_stride,
             )  # fmt: skip
     h_before = (s % 2) * job.rows * job.h_stride
     h_after = (job.rows - (s % 2) * job.rows) * job.h_stride
-    out, out_start, out_row = (h, h_after, job.h_stride) if job.projection_weights == 0 else (m, 0, job.c_stride)
+    out, out_start, out_row = (h, h_after, job.h_stride) if job.projection_weights == 0 else (m, _ZERO, job.c_stride)
     row_start = _slots_before(job, begins, s, first_row, last_row) * width
     blocks_at_once = max(1, GATES_AT_ONCE // (vectors_of_block * lanes * max(rows, 1)))
     for block in range(first_block, last_block, blocks_at_once):
@@ -218,7 +220,7 @@ def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs
         if job.block == 1:
             broadcast_bias(bias, panel, end_panel, rows, gates, start, panel_stride)
             multiply_add(
-                rows, job.inputs, inputs, 0, job.input_stride, input_weights, panel, end_panel,
+                rows, job.inputs, inputs, _ZERO, job.input_stride, input_weights, panel, end_panel,
                 gates, start, panel_stride,
             )  # fmt: skip
         multiply_add(
@@ -230,7 +232,7 @@ def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs
             c, first_row * job.c_stride, job.c_stride, out, out_start + first_row * out_row, out_row,
         )  # fmt: skip
     first, last = first_block * lanes, min(last_block * lanes, job.units)
-    _finish_step(job, s, first_row, last_row, c, job.c_n, job.units, 0, job.c_stride, first, last)
+    _finish_step(job, s, first_row, last_row, c, job.c_n, job.units, _ZERO, job.c_stride, first, last)
     if job.projection_weights == 0:
         _emit(job, t, first_row, alive, h, h_after, first, last)
         _finish_step(job, s, first_row, last_row, h, job.h_n, job.outputs, h_after, job.h_stride, first, last)
@@ -268,11 +270,17 @@ def _project(job, s, first_row, last_row, first_panel, last_panel, gates, h, m):
 
 
 @function
+def _share(count, part, parts):
+    """Return the range of `count` things that is the share of one of `parts`."""
+    return part * count // parts, (part + 1) * count // parts
+
+
+@function
 def _lstm_slice(first_job, piece, step, like):
     """Do slice number `piece` of a call: direction piece // parts, part piece % parts.
 
-    A slice of rows has one step, in which it does everything. A slice of units has 1 + T steps, or 1 + 2T with a
-    projection: the states are set, then each step of the sequence is done, and projected.
+    Stage 0 sets the states; then every step of the sequence is a stage, or two with a projection. A slice of rows goes
+    through all stages in one step of the team, a slice of units through one stage a step.
     """
     parts = job_at(first_job).parts
     job = job_at(first_job + (piece // parts) * _JOB_SIZE)
@@ -282,25 +290,24 @@ def _lstm_slice(first_job, piece, step, like):
     inputs = array_at(job.inputs_block + part * job.inputs_block_size * h.itemsize, job.inputs_block_size, like)
     c = array_at(job.c, job.rows * job.c_stride, like)
     m = array_at(job.m, job.rows * job.c_stride, like)
-    panels = (job.outputs + panel_width(like) - 1) // panel_width(like)
-    if job.split == UNITS:
-        if step == 0:
-            _begin(job, part * job.rows // parts, (part + 1) * job.rows // parts, h, c)
-            return
-        first_block, last_block = part * job.unit_blocks // parts, (part + 1) * job.unit_blocks // parts
-        if job.projection_weights == 0:
-            _advance(job, step - 1, 0, job.rows, first_block, last_block, gates, inputs, h, c, m)
-        elif step % 2 == 1:
-            _advance(job, step // 2, 0, job.rows, first_block, last_block, gates, inputs, h, c, m)
+    row_part, row_parts, unit_part, unit_parts = _ZERO, _ONE, part, parts
+    first_stage, last_stage = step, step + 1
+    if job.split == ROWS:
+        row_part, row_parts, unit_part, unit_parts = part, parts, _ZERO, _ONE
+        first_stage, last_stage = _ZERO, job.stages
+    first_row, last_row = _share(job.rows, row_part, row_parts)
+    first_block, last_block = _share(job.unit_blocks, unit_part, unit_parts)
+    panels = (job.outputs + panel_width(h) - 1) // panel_width(h)
+    first_panel, last_panel = _share(panels, unit_part, unit_parts)
+    for stage in range(first_stage, last_stage):
+        if stage == 0:
+            begin_first, begin_last = _share(job.rows, part, parts)
+            _begin(job, begin_first, begin_last, h, c)
+        elif job.projection_weights != 0 and stage % 2 == 0:
+            _project(job, stage // 2 - 1, first_row, last_row, first_panel, last_panel, gates, h, m)
         else:
-            _project(job, step // 2 - 1, 0, job.rows, part * panels // parts, (part + 1) * panels // parts, gates, h, m)
-        return
-    first_row, last_row = part * job.rows // parts, (part + 1) * job.rows // parts
-    _begin(job, first_row, last_row, h, c)
-    for s in range(job.steps):
-        _advance(job, s, first_row, last_row, 0, job.unit_blocks, gates, inputs, h, c, m)
-        if job.projection_weights != 0:
-            _project(job, s, first_row, last_row, 0, panels, gates, h, m)
+            s = stage - 1 if job.projection_weights == 0 else stage // 2
+            _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs, h, c, m)
 
 
 @worker
