@@ -8,6 +8,7 @@ padded to whole vectors with zero weights, whose results are never read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,14 @@ from nblstm.kernels.tile import PANEL_VECTORS
 
 Array = npt.NDArray[Any]
 
-_LINE = 64
+LINE = 64  # bytes of a cache line
 
 
 def aligned_empty(count: int, dtype: npt.DTypeLike) -> Array:
     """Return `count` uninitialised elements that begin at a cache line: a vector load must not straddle two."""
     size = count * np.dtype(dtype).itemsize
-    memory = np.empty(size + _LINE, np.uint8)
-    offset = -memory.ctypes.data % _LINE
+    memory = np.empty(size + LINE, np.uint8)
+    offset = -memory.ctypes.data % LINE
     return memory[offset : offset + size].view(dtype)
 
 
@@ -42,6 +43,16 @@ class DirectionWeights:
     bias: Array
     recurrent_panels: Array
     projection_panels: Array | None
+
+    @cached_property
+    def fields(self) -> dict[str, int]:
+        """Return the fields of a job that say where the weights lie (nblstm.kernels.job)."""
+        return {
+            "input_weights": self.input_panels.ctypes.data,
+            "bias": self.bias.ctypes.data,
+            "recurrent_weights": self.recurrent_panels.ctypes.data,
+            "projection_weights": 0 if self.projection_panels is None else self.projection_panels.ctypes.data,
+        }
 
     @property
     def unit_blocks(self) -> int:

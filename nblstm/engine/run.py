@@ -11,17 +11,15 @@ import numpy.typing as npt
 from nblstm import threads
 from nblstm.engine import plan as planning
 from nblstm.engine.packing import DirectionWeights, aligned_empty
-from nblstm.kernels.cells import LSTM_GATES
+from nblstm.engine.plan import Plan
+from nblstm.engine.workspace import workspace_of
+from nblstm.kernels import team
 from nblstm.kernels.dropout import drop_units
 from nblstm.kernels.job import JOB, ROWS
-from nblstm.kernels.policy import lanes
-from nblstm.kernels.recurrence import GATES_AT_ONCE, lstm_float32, lstm_float64
-from nblstm.kernels import team
-from nblstm.kernels.tile import PANEL_VECTORS
+from nblstm.kernels.recurrence import lstm_float32, lstm_float64
 
 Array = npt.NDArray[Any]
 
-_LINE = 64
 # Rows that pass through all layers of a stack before the next ones begin: the buffer between two layers holds them.
 _ROWS_OF_A_CHUNK = 4096
 
@@ -141,84 +139,44 @@ def _drop(y: Array, layout: SequenceLayout, first_step: int, layer: int, dropout
     drop_units(flat, steps, rows, first_step, seed, call, layer, threshold, scale)
 
 
-def _run_layer(
-    layer: list[DirectionWeights], x: Array, layout: SequenceLayout, h: Array, c: Array, y: Array
-) -> None:
+def _run_layer(layer: list[DirectionWeights], x: Array, layout: SequenceLayout, h: Array, c: Array, y: Array) -> None:
     """Run one layer in all its directions; h (D, B, P) and c (D, B, H) go from initial to final."""
     first = layer[0]
     plan = planning.choose(first, len(layer), layout.steps, layout.batch, threads.get_num_threads())
     if plan.threads > 1 and threads.usable() < plan.threads:
         plan = planning.choose(first, len(layer), layout.steps, layout.batch, threads.usable())
+    tables = _tables(layout)
+    workspace = workspace_of(first, plan, layout.steps, layout.batch)
+    memory = aligned_empty(len(layer) * workspace.total, first.dtype)
+    itemsize = memory.itemsize
     jobs = np.zeros(len(layer), JOB)
-    keep_alive = [_describe(jobs[d], layer[d], d, plan, x, layout, h[d], c[d], y) for d in range(len(layer))]
-    slices = len(layer) * plan.parts
-    steps = 1 if plan.split == ROWS else int(jobs[0]["stages"])
-    worker = (lstm_float32 if first.dtype == np.float32 else lstm_float64).address
-    team.run(worker, jobs.ctypes.data, slices, steps, plan.threads)
-    del keep_alive
+    for direction, weights in enumerate(layer):
+        fields = {
+            **_call_fields(weights, plan, layout, direction),
+            **_array_fields(x, y, h[direction], c[direction], layout, direction * weights.outputs),
+            **{name: table.ctypes.data for name, table in tables.items()},
+            **weights.fields,
+            **workspace.fields(memory.ctypes.data + direction * workspace.total * itemsize, itemsize),
+        }
+        jobs[direction] = tuple(fields.get(name, 0) for name in JOB.names)
+    steps = 1 if plan.split == ROWS else int(jobs["stages"][0])
+    worker = lstm_float32 if first.dtype == np.float32 else lstm_float64
+    team.run(worker.address, jobs.ctypes.data, len(layer) * plan.parts, steps, plan.threads)
 
 
-def _describe(
-    job: Any,
-    weights: DirectionWeights,
-    direction: int,
-    plan: planning.Plan,
-    x: Array,
-    layout: SequenceLayout,
-    h: Array,
-    c: Array,
-    y: Array,
-) -> list[Array]:
-    """Fill the job of one direction; return the arrays it points to that nobody else holds."""
-    item = weights.dtype.itemsize
-    width = PANEL_VECTORS * lanes(item)
-    rows = layout.batch
-    slice_rows = -(-rows // plan.parts) if plan.split == ROWS else rows
-    slice_blocks = weights.unit_blocks if plan.split == ROWS else -(-weights.unit_blocks // plan.parts)
-    block = planning.block_of(slice_rows, layout.steps)
-    block_rows = block * slice_rows
-    block_gates = LSTM_GATES * lanes(item)
-    projected = 0 if weights.projection_panels is None else (-(-weights.outputs // width)) * width
-    if block > 1:
-        gates_size = block_rows * slice_blocks * block_gates
-    else:
-        gates_size = max(GATES_AT_ONCE, slice_rows * block_gates)
-    products_start = _lines(gates_size, item)
-    gates_size = products_start + slice_rows * projected
-    input_stride = _odd_lines(weights.inputs, item)
-    inputs_size = block_rows * input_stride
-    c_stride = _odd_lines(weights.unit_blocks * lanes(item), item)
-    h_stride = c_stride if weights.projection_panels is None else _odd_lines(weights.outputs, item)
-    sizes = {
-        "gates": plan.parts * gates_size,
-        "inputs_block": plan.parts * inputs_size,
-        "h": 2 * rows * h_stride,
-        "c": rows * c_stride,
-        "m": 0 if weights.projection_panels is None else rows * c_stride,
-    }
-    workspace = aligned_empty(sum(sizes.values()), weights.dtype)
-    keep = [workspace]
-    address = workspace.ctypes.data
-    for name, size in sizes.items():
-        job[name] = address if size else 0
-        address += size * item
-    x_strides, y_strides = [s // item for s in x.strides], [s // item for s in y.strides]
-    if layout.packed and layout.batch_sizes is not None:
-        starts = np.cumsum(layout.batch_sizes) - layout.batch_sizes
-        keep.append(starts)
-        job["starts"] = starts.ctypes.data
-        x_strides, y_strides = [x_strides[0], *x_strides], [y_strides[0], *y_strides]
-    for name, table in (
-        ("batch_sizes", layout.batch_sizes),
-        ("x_rows", layout.rows),
-        ("state_rows", layout.states),
-    ):
-        if table is not None:
-            keep.append(table)
-            job[name] = table.ctypes.data
-    fields = {
+def _tables(layout: SequenceLayout) -> dict[str, Array]:
+    """Return the index tables of a job; the caller keeps them alive while the job runs."""
+    sizes = layout.batch_sizes
+    starts = np.cumsum(sizes) - sizes if layout.packed and sizes is not None else None
+    tables = {"starts": starts, "batch_sizes": sizes, "x_rows": layout.rows, "state_rows": layout.states}
+    return {name: table for name, table in tables.items() if table is not None}
+
+
+def _call_fields(weights: DirectionWeights, plan: Plan, layout: SequenceLayout, direction: int) -> dict[str, int]:
+    """Return the fields of a job that say what is computed, and how it is split."""
+    return {
         "steps": layout.steps,
-        "rows": rows,
+        "rows": layout.batch,
         "inputs": weights.inputs,
         "units": weights.units,
         "outputs": weights.outputs,
@@ -227,40 +185,24 @@ def _describe(
         "split": plan.split,
         "parts": plan.parts,
         "stages": 1 + layout.steps * (1 if weights.projection_panels is None else 2),
-        "block": block,
+    }
+
+
+def _array_fields(x: Array, y: Array, h: Array, c: Array, layout: SequenceLayout, column: int) -> dict[str, int]:
+    """Return the fields of a job that say where the caller's arrays lie; y from `column` of its last axis on."""
+    x_strides, y_strides = ([stride // x.itemsize for stride in array.strides] for array in (x, y))
+    if layout.packed:
+        x_strides, y_strides = [x_strides[0], *x_strides], [y_strides[0], *y_strides]
+    return {
         "x": x.ctypes.data,
         "x_step": x_strides[0],
         "x_row": x_strides[1],
         "x_item": x_strides[2],
-        "y": y.ctypes.data + direction * weights.outputs * item,
+        "y": y.ctypes.data + column * y.itemsize,
         "y_step": y_strides[0],
         "y_row": y_strides[1],
         "h_0": h.ctypes.data,
         "c_0": c.ctypes.data,
         "h_n": h.ctypes.data,
         "c_n": c.ctypes.data,
-        "input_weights": weights.input_panels.ctypes.data,
-        "bias": weights.bias.ctypes.data,
-        "recurrent_weights": weights.recurrent_panels.ctypes.data,
-        "projection_weights": 0 if weights.projection_panels is None else weights.projection_panels.ctypes.data,
-        "gates_size": gates_size,
-        "products_start": products_start,
-        "inputs_block_size": inputs_size,
-        "input_stride": input_stride,
-        "h_stride": h_stride,
-        "c_stride": c_stride,
     }
-    for name, value in fields.items():
-        job[name] = value
-    return keep
-
-
-def _lines(elements: int, itemsize: int) -> int:
-    """Round up to whole cache lines."""
-    line = _LINE // itemsize
-    return -(-elements // line) * line
-
-
-def _odd_lines(elements: int, itemsize: int) -> int:
-    """Round up to an odd number of cache lines, so that the rows of a tile do not all fall into one set of the cache."""
-    return (-(-elements * itemsize // _LINE) | 1) * (_LINE // itemsize)

@@ -67,14 +67,16 @@ def sigmoid(x):
     # 2^n itself may lie below the normal numbers: scale in two steps, of which the second rounds.
     scale = power_of_two(n + 64.0)
     e = fma(scale, m, scale) * 2.0**-64
-    return where_negative(x, e, 1.0) / (1.0 + e)
+    # With q = e / (1 + e) the result is e - e q or 1 - q, in which the errors of q count for little or half.
+    whole = where_negative(x, e, 1.0)
+    return fma(-whole, e / (1.0 + e), whole)
 
 
 @function
 def tanh(x):
-    """Return tanh(|x|) = -d / (2 + d) with d = exp(-2|x|) - 1, and the sign of x; exact digits kept near zero."""
+    """Return tanh(|x|) with the sign of x, where u = (1 - exp(-2|x|)) / 2 gives tanh(|x|) = u / (1 - u) = u + u tanh(|x|)."""
     # From |x| = 22 on the result is 1 in both dtypes.
     n, m = _reduce(larger(-44.0, -2.0 * magnitude(x)))
-    scale = power_of_two(n)
-    d = fma(scale, m, scale - 1.0)
-    return with_sign_of(d / (2.0 + d), x)
+    half_scale = power_of_two(n - 1.0)
+    u = fma(-half_scale, m, 0.5 - half_scale)
+    return with_sign_of(fma(u, u / (1.0 - u), u), x)

@@ -37,21 +37,19 @@ if numba.config.DISABLE_JIT:
     )
 
 
-def _host() -> tuple[int, bool]:
-    """Return (vector width in bytes, whether fused multiply-add is an instruction) of the CPU Numba compiles for."""
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+def _host() -> tuple[int, int, bool]:
+    """Return (vector width in bytes, vector registers, whether FMA is an instruction) of the CPU Numba compiles for."""
+    triple, _, listed = cpu_target.target_context.codegen().magic_tuple()
+    features = set(listed.split(","))
     if not triple.startswith(("x86", "i686", "amd64")):
-        return 16, triple.startswith(("aarch64", "arm64", "ppc64"))
+        return 16, 32, triple.startswith(("aarch64", "arm64", "powerpc64", "ppc64"))
     if "+avx512f" in features:
-        return 64, True
-    if "+avx2" in features and "+fma" in features:
-        return 32, True
-    return 16, "+fma" in features
+        return 64, 32, True
+    fused = "+fma" in features
+    return (32 if fused and "+avx2" in features else 16), 16, fused
 
 
-VECTOR_BYTES, HAS_FMA = _host()
-# The register file: 32 vectors with AVX-512 and on 64-bit ARM and POWER, 16 on other x86.
-VECTOR_REGISTERS = 32 if VECTOR_BYTES == 64 or (VECTOR_BYTES == 16 and HAS_FMA) else 16
+VECTOR_BYTES, VECTOR_REGISTERS, HAS_FMA = _host()
 
 
 def lanes(itemsize: int) -> int:
@@ -142,6 +140,15 @@ def _cache_of(python_function: Callable[..., Any]) -> _KernelCache | None:
 def function(python_function: Callable[..., Any]) -> Any:
     """Compile for calls from other compiled functions."""
     return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(python_function)
+
+
+def inlined(python_function: Callable[..., Any]) -> Any:
+    """Compile as text of its one caller.
+
+    Numba links and optimises all that a function calls once more for every function on the way up: a chain of large
+    ones costs its length in compile time. Not for what users call: the caller's options would apply.
+    """
+    return numba.njit(nogil=True, inline="always", **_OPTIONS)(python_function)
 
 
 def entry(python_function: Callable[..., Any]) -> Any:

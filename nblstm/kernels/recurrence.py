@@ -20,7 +20,7 @@ import numpy as np
 from nblstm.kernels.cells import LSTM_GATES, lstm_cell
 from nblstm.kernels.job import JOB, ROWS, job_at
 from nblstm.kernels.matmul import broadcast_bias, multiply_add, panel_width
-from nblstm.kernels.policy import function, worker
+from nblstm.kernels.policy import function, inlined, worker
 from nblstm.kernels.simd import array_at, lanes_of, load, store
 from nblstm.kernels.tile import PANEL_VECTORS
 
@@ -152,7 +152,7 @@ def _set_initial(job, initial, columns, first_row, last_row, state, start, strid
                 state[into + column] = source[column]
 
 
-@function
+@inlined
 def _begin(job, first_row, last_row, h, c):
     """Set both h buffers (rows of shorter sequences join the reverse direction at any step) and c."""
     for buffer in range(2):
@@ -172,7 +172,7 @@ def _finish_step(job, s, first_row, last_row, state, target, columns, state_star
         _keep_final(job, target, columns, staying, ending, state, state_start, stride, first, last)
 
 
-@function
+@inlined
 def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs, h, c, m):
     """Do step number s for some rows and unit blocks, up to h, or up to m where a projection follows.
 
@@ -238,7 +238,7 @@ def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs
         _finish_step(job, s, first_row, last_row, h, job.h_n, job.outputs, h_after, job.h_stride, first, last)
 
 
-@function
+@inlined
 def _project(job, s, first_row, last_row, first_panel, last_panel, gates, h, m):
     """Do the second half of step number s where there is a projection: h = W_hr m, for panels of its outputs.
 
@@ -275,7 +275,7 @@ def _share(count, part, parts):
     return part * count // parts, (part + 1) * count // parts
 
 
-@function
+@inlined
 def _lstm_slice(first_job, piece, step, like):
     """Do slice number `piece` of a call: direction piece // parts, part piece % parts.
 

@@ -1,0 +1,91 @@
+"""The scratch memory of one layer and direction: how large each part of it is, and where it lies."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nblstm.engine.packing import LINE, DirectionWeights
+from nblstm.engine.plan import Plan, block_of
+from nblstm.kernels.cells import LSTM_GATES
+from nblstm.kernels.job import ROWS
+from nblstm.kernels.policy import lanes
+from nblstm.kernels.recurrence import GATES_AT_ONCE
+from nblstm.kernels.tile import PANEL_VECTORS
+
+
+class Workspace(NamedTuple):
+    """Sizes and strides in elements; the fields of a job of the same names (nblstm.kernels.job)."""
+
+    block: int
+    gates: int
+    gates_size: int
+    products_start: int
+    inputs_block: int
+    inputs_block_size: int
+    input_stride: int
+    h: int
+    h_stride: int
+    c: int
+    c_stride: int
+    m: int
+
+    @property
+    def total(self) -> int:
+        """Return the size of all parts together."""
+        return self.gates + self.inputs_block + self.h + self.c + self.m
+
+    def fields(self, address: int, itemsize: int) -> dict[str, int]:
+        """Return the fields of a job for a workspace that begins at `address`."""
+        fields = self._asdict()
+        for name in ("gates", "inputs_block", "h", "c", "m"):
+            size = fields[name]
+            fields[name] = address if size else 0
+            address += size * itemsize
+        return fields
+
+
+def workspace_of(weights: DirectionWeights, plan: Plan, steps: int, rows: int) -> Workspace:
+    """Return what `rows` rows of the batch need. It does not grow with the number of steps beyond a block."""
+    itemsize = weights.dtype.itemsize
+    vector = lanes(itemsize)
+    projects = weights.projection_panels is not None
+    slice_rows = -(-rows // plan.parts) if plan.split == ROWS else rows
+    slice_blocks = weights.unit_blocks if plan.split == ROWS else -(-weights.unit_blocks // plan.parts)
+    gates_of_block = LSTM_GATES * vector
+    block = block_of(slice_rows, steps)
+    if block > 1:
+        gates = block * slice_rows * slice_blocks * gates_of_block
+    else:
+        gates = max(GATES_AT_ONCE, slice_rows * gates_of_block)
+    products_start = _lines(gates, itemsize)
+    panel = PANEL_VECTORS * vector
+    products = slice_rows * -(-weights.outputs // panel) * panel if projects else 0
+    gates_size = products_start + _lines(products, itemsize)
+    input_stride = _odd_lines(weights.inputs, itemsize)
+    c_stride = _odd_lines(weights.unit_blocks * vector, itemsize)
+    h_stride = _odd_lines(weights.outputs, itemsize) if projects else c_stride
+    return Workspace(
+        block=block,
+        gates=plan.parts * gates_size,
+        gates_size=gates_size,
+        products_start=products_start,
+        inputs_block=plan.parts * block * slice_rows * input_stride,
+        inputs_block_size=block * slice_rows * input_stride,
+        input_stride=input_stride,
+        h=2 * rows * h_stride,
+        h_stride=h_stride,
+        c=rows * c_stride,
+        c_stride=c_stride,
+        m=rows * c_stride if projects else 0,
+    )
+
+
+def _lines(elements: int, itemsize: int) -> int:
+    """Round up to whole cache lines."""
+    line = LINE // itemsize
+    return -(-elements // line) * line
+
+
+def _odd_lines(elements: int, itemsize: int) -> int:
+    """Round up to an odd number of cache lines: a power of two would put the rows of a tile into one set of the cache."""
+    return (-(-elements * itemsize // LINE) | 1) * (LINE // itemsize)

@@ -1,0 +1,96 @@
+"""The kernel cache: a second process compiles nothing, stale or damaged entries are never run, no folder is no end."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "nblstm"
+# One call on two threads, so that all kernels of a dtype are used; prints what came and which kernels were cached.
+CALL = """
+import numpy as np, warnings
+warnings.simplefilter("always")
+import nblstm
+from nblstm.kernels import recurrence, team
+nblstm.set_num_threads(2)
+lstm = nblstm.LSTM(256, 256, seed=0).eval()
+output, _ = lstm(np.ones((9, 1, 256), np.float32))
+nblstm.set_num_threads(1)
+assert np.array_equal(lstm(np.ones((9, 1, 256), np.float32))[0], output)
+alone, together = (sum(kernel.stats.cache_hits.values()) for kernel in (team._run_alone, team._run_together))
+print(recurrence.lstm_float32.cache_hits, alone, together, float(output.sum()))
+"""
+
+
+def call(cache, *, root=PACKAGE.parent, prelude=""):
+    """Run CALL in a new process with the package of folder `root`; return (numbers printed, standard error)."""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", prelude + CALL]
+    result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=root, check=False)
+    assert result.returncode == 0, result.stderr
+    return [float(word) for word in result.stdout.split()], result.stderr
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A cache that one process has filled, and the sum that it got."""
+    cache = tmp_path_factory.mktemp("cache")
+    numbers, _ = call(cache)
+    assert numbers[:3] == [0, 0, 0]
+    return cache, numbers[3]
+
+
+def test_a_second_process_compiles_nothing(filled):
+    cache, total = filled
+    assert call(cache)[0] == [1, 1, 1, total]
+
+
+@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
+def test_a_truncated_file_is_replaced(filled, suffix):
+    cache, total = filled
+    for file in cache.rglob(f"*{suffix}"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    numbers, _ = call(cache)
+    assert numbers == [0, 0, 0, total]
+    assert call(cache)[0] == [1, 1, 1, total]
+
+
+def test_a_change_in_another_file_is_seen(tmp_path):
+    """Numba alone would look at the file of the cached function only and run the old code."""
+    copy = tmp_path / "nblstm"
+    copy.mkdir()
+    for source in PACKAGE.rglob("*.py"):
+        target = copy / source.relative_to(PACKAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    cache = tmp_path / "cache"
+    before, _ = call(cache, root=tmp_path)
+    cells = copy / "kernels" / "cells.py"
+    text = cells.read_text()
+    changed = text.replace("return sigmoid(o) * tanh(c), c", "return sigmoid(o) * tanh(c) * 0.5, c")
+    assert changed != text
+    cells.write_text(changed)
+    after, _ = call(cache, root=tmp_path)
+    assert after[0] == 0 and after[3] != before[3]
+
+
+NO_FOLDER = """
+from numba.core.caching import CompileResultCacheImpl
+for locator in CompileResultCacheImpl._locator_classes:
+    locator.from_function = classmethod(lambda cls, py_func, py_file: None)
+"""
+FULL_DISK = """
+from numba.core.caching import IndexDataCacheFile
+def full(self, filepath):
+    raise OSError(28, "No space left on device")
+IndexDataCacheFile._open_for_write = full
+"""
+
+
+@pytest.mark.parametrize("prelude", [NO_FOLDER, FULL_DISK], ids=["no folder that can be written", "full disk"])
+def test_no_cache_means_one_warning(filled, tmp_path, prelude):
+    numbers, error = call(tmp_path, prelude=prelude)
+    assert numbers == [0, 0, 0, filled[1]]
+    assert error.count("RuntimeWarning: nblstm compiles its kernels anew") == 1

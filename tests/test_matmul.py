@@ -1,0 +1,65 @@
+"""The packed matrix product against plain NumPy, and its order of summation against itself."""
+
+import numpy as np
+import pytest
+
+from nblstm.engine.packing import _panels
+from nblstm.kernels import policy
+from nblstm.kernels.matmul import broadcast_bias, multiply_add
+from nblstm.kernels.tile import PANEL_VECTORS, ROWS
+
+
+@policy.entry
+def product(rows, terms, a, a_row, weights, bias, panels, first_panel, out):
+    stride = out.size // panels
+    broadcast_bias(bias, first_panel, panels, rows, out, np.int64(0), stride)
+    multiply_add(rows, terms, a, np.int64(0), a_row, weights, first_panel, panels, out, np.int64(0), stride)
+
+
+def multiply(a, w, bias, first_panel=0):
+    """Return a @ w.T + bias by panels, (rows, outputs), and the panels before `first_panel` untouched (NaN)."""
+    width = PANEL_VECTORS * policy.lanes(a.itemsize)
+    panels = -(-w.shape[0] // width)
+    out = np.full((panels, len(a), width), np.nan, a.dtype)
+    padded_bias = np.zeros(panels * width, a.dtype)
+    padded_bias[: bias.size] = bias
+    flat = out.reshape(-1)
+    product(len(a), a.shape[1], a.reshape(-1), a.shape[1], _panels(w), padded_bias, panels, first_panel, flat)
+    return out.swapaxes(0, 1).reshape(len(a), -1)[:, : w.shape[0]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [*range(1, 2 * ROWS + 2), 32, 61])
+def test_product(dtype, rows):
+    random = np.random.default_rng(rows)
+    for outputs, terms in [(1, 1), (7, 0), (64, 3), (65, 17), (150, 40)]:
+        a, w = random.standard_normal((rows, terms)).astype(dtype), random.standard_normal((outputs, terms))
+        bias = random.standard_normal(outputs).astype(dtype)
+        exact = a.astype(np.longdouble) @ w.astype(dtype).T.astype(np.longdouble) + bias
+        error = np.max(np.abs(multiply(a, w.astype(dtype), bias) - exact))
+        assert error <= 1e2 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_row_alone_has_the_bits_it_has_among_others(dtype):
+    random = np.random.default_rng(0)
+    a = random.standard_normal((37, 53)).astype(dtype)
+    w, bias = random.standard_normal((200, 53)).astype(dtype), random.standard_normal(200).astype(dtype)
+    together = multiply(a, w, bias)
+    for count in range(1, 14):
+        assert np.array_equal(multiply(a[:count], w, bias), together[:count])
+
+
+def test_panels_that_were_not_asked_for_are_not_touched():
+    a, w = np.ones((5, 4), np.float32), np.ones((300, 4), np.float32)
+    got = multiply(a, w, np.zeros(300, np.float32), first_panel=1)
+    width = PANEL_VECTORS * policy.lanes(4)
+    assert np.all(np.isnan(got[:, :width])) and np.all(got[:, width:] == 4)
+
+
+@pytest.mark.skipif(not policy.HAS_FMA, reason="this CPU has no fused multiply-add")
+def test_every_term_is_fused():
+    # (1 + e)^2 - 1 keeps its e^2 only if product and sum are rounded together.
+    e = np.float32(2.0**-12)
+    a, w = np.array([[1 + e]], np.float32), np.array([[1 + e]], np.float32)
+    assert multiply(a, w, np.array([-1], np.float32))[0, 0] == np.float32(2 * e + e * e)

@@ -1,0 +1,172 @@
+"""The right bits and no hang: from many threads, after a fork, on starved machines, under every threading layer.
+
+Each case runs in a process of its own with a time limit, because what it guards against is a hang or an abort.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import nblstm
+
+SECONDS = 120
+
+# Runs a layer large enough for two threads to pay and prints a digest of its bits; `call()` may be called anywhere.
+PROLOGUE = """
+import hashlib, os, sys, threading
+import numpy as np
+import nblstm
+from nblstm.engine import plan
+
+random = np.random.default_rng(0)
+lstms = {
+    "units": (nblstm.LSTM(256, 256, seed=1).eval(), random.standard_normal((20, 1, 256), dtype=np.float32)),
+    "rows": (nblstm.LSTM(64, 96, seed=2).eval(), random.standard_normal((12, 40, 64), dtype=np.float32)),
+    "directions": (nblstm.LSTM(64, 72, bidirectional=True, seed=3).eval(), random.standard_normal((40, 2, 64), dtype=np.float32)),
+    "projection": (nblstm.LSTM(64, 256, proj_size=128, seed=4).eval(), random.standard_normal((20, 1, 64), dtype=np.float32)),
+}
+
+def call():
+    digest = hashlib.sha256()
+    for lstm, x in lstms.values():
+        output, (h, c) = lstm(x)
+        digest.update(output.tobytes() + h.tobytes() + c.tobytes())
+    return digest.hexdigest()
+"""
+
+
+def run(body, *, prefix=(), **environment):
+    """Run PROLOGUE and `body` in a new process and return what it printed, as lines."""
+    command = [*prefix, sys.executable, "-c", PROLOGUE + body]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=SECONDS, env={**os.environ, **environment}, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The digest on one thread."""
+    return run("nblstm.set_num_threads(1)\nprint(call())")[0]
+
+
+def test_two_threads_give_the_bits_of_one(expected):
+    assert run("nblstm.set_num_threads(2)\nprint(call(), call())", NUMBA_NUM_THREADS="2") == [expected] * 2
+
+
+def test_the_plans_meant_are_the_plans_taken():
+    body = """
+taken = []
+choose = plan.choose
+plan.choose = lambda *arguments: taken.append(choose(*arguments)) or taken[-1]
+nblstm.set_num_threads(2)
+call()
+print(*[f"{p.split},{p.parts},{p.threads}" for p in taken])
+"""
+    assert run(body, NUMBA_NUM_THREADS="2") == ["1,2,2", "0,2,2", "0,1,2", "1,2,2"]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OMP_THREAD_LIMIT": "1"},
+        {"NUMBA_NUM_THREADS": "1"},
+        {"NUMBA_NUM_THREADS": "4"},
+        {"NUMBA_THREADING_LAYER": "workqueue"},
+        {"NUMBA_THREADING_LAYER": "omp", "OMP_DYNAMIC": "true"},
+    ],
+    ids=lambda environment: ",".join(f"{name}={value}" for name, value in environment.items()),
+)
+def test_starved(expected, environment):
+    body = "nblstm.set_num_threads(2)\nprint(call(), call())"
+    assert run(body, **{"NUMBA_NUM_THREADS": "2", **environment}) == [expected] * 2
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to a core")
+def test_two_threads_on_one_core(expected):
+    body = "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nnblstm.set_num_threads(2)\nprint(call(), call())"
+    assert run(body, NUMBA_NUM_THREADS="2") == [expected] * 2
+
+
+@pytest.mark.parametrize("layer", ["default", "workqueue"])
+def test_eight_python_threads(expected, layer):
+    body = """
+nblstm.set_num_threads(2)
+results = []
+threads = [threading.Thread(target=lambda: results.extend(call() for _ in range(5))) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(*results)
+"""
+    assert run(body, NUMBA_NUM_THREADS="2", NUMBA_THREADING_LAYER=layer) == [expected] * 40
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("use_before", [True, False], ids=["used before", "first used in the child"])
+def test_after_a_fork(expected, use_before):
+    body = f"""
+nblstm.set_num_threads(2)
+if {use_before}: call()
+child = os.fork()
+if child == 0:
+    print(call(), flush=True)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+print(status, call())
+"""
+    assert run(body, NUMBA_NUM_THREADS="2") == [expected, "0", expected]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_in_a_process_pool(method, tmp_path):
+    script = tmp_path / "pool.py"
+    script.write_text(
+        PROLOGUE
+        + f"""
+import multiprocessing
+def work(_): return call()
+if __name__ == "__main__":
+    nblstm.set_num_threads(2)
+    here = call()
+    with multiprocessing.get_context("{method}").Pool(2) as pool:
+        print(set(pool.map(work, range(4))) == {{here}})
+""",
+        encoding="utf-8",
+    )
+    result = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=SECONDS, check=False,
+        env={**os.environ, "NUMBA_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert result.stdout.split() == ["True"], result.stderr
+
+
+def test_the_users_parallel_loop_keeps_its_mask(expected):
+    body = """
+import numba
+nblstm.set_num_threads(2)
+numba.set_num_threads(1)
+print(call(), numba.get_num_threads())
+"""
+    assert run(body, NUMBA_NUM_THREADS="2") == [expected, "1"]
+
+
+class TestNumber:
+    def test_is_restored_after_a_with_block(self):
+        before = nblstm.get_num_threads()
+        with pytest.raises(RuntimeError), nblstm.num_threads(1):
+            assert nblstm.get_num_threads() == 1
+            raise RuntimeError
+        assert nblstm.get_num_threads() == before
+
+    @pytest.mark.parametrize("wrong", [1.0, "2", None, True])
+    def test_must_be_whole(self, wrong):
+        with pytest.raises(TypeError, match="expected a whole number"):
+            nblstm.set_num_threads(wrong)
+
+    @pytest.mark.parametrize("wrong", [0, -1])
+    def test_must_be_positive(self, wrong):
+        with pytest.raises(ValueError, match="at least 1"):
+            nblstm.set_num_threads(wrong)
