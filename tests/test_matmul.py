@@ -5,15 +5,15 @@ import pytest
 
 from nblstm.engine.packing import _panels
 from nblstm.kernels import policy
-from nblstm.kernels.matmul import broadcast_bias, multiply_add
+from nblstm.kernels.matmul import Panels, Rows, broadcast_bias, multiply_add
 from nblstm.kernels.tile import PANEL_VECTORS, ROWS
 
 
 @policy.entry
 def product(rows, terms, a, a_row, weights, bias, panels, first_panel, out):
-    stride = out.size // panels
-    broadcast_bias(bias, first_panel, panels, rows, out, np.int64(0), stride)
-    multiply_add(rows, terms, a, np.int64(0), a_row, weights, first_panel, panels, out, np.int64(0), stride)
+    into = Panels(out, 0, out.size // panels)
+    broadcast_bias(bias, first_panel, panels, rows, into)
+    multiply_add(rows, terms, Rows(a, 0, a_row), weights, first_panel, panels, into)
 
 
 def multiply(a, w, bias, first_panel=0):

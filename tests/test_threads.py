@@ -20,12 +20,15 @@ import numpy as np
 import nblstm
 from nblstm.engine import plan
 
-random = np.random.default_rng(0)
+def case(steps, rows, inputs, units, **options):
+    x = np.random.default_rng(0).standard_normal((steps, rows, inputs), dtype=np.float32)
+    return nblstm.LSTM(inputs, units, seed=1, **options).eval(), x
+
 lstms = {
-    "units": (nblstm.LSTM(256, 256, seed=1).eval(), random.standard_normal((20, 1, 256), dtype=np.float32)),
-    "rows": (nblstm.LSTM(64, 96, seed=2).eval(), random.standard_normal((12, 40, 64), dtype=np.float32)),
-    "directions": (nblstm.LSTM(64, 72, bidirectional=True, seed=3).eval(), random.standard_normal((40, 2, 64), dtype=np.float32)),
-    "projection": (nblstm.LSTM(64, 256, proj_size=128, seed=4).eval(), random.standard_normal((20, 1, 64), dtype=np.float32)),
+    "units": case(20, 1, 256, 256),
+    "rows": case(12, 40, 64, 96),
+    "directions": case(40, 2, 64, 72, bidirectional=True),
+    "projection": case(20, 1, 64, 256, proj_size=128),
 }
 
 def call():

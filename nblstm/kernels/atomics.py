@@ -18,7 +18,8 @@ from nblstm.kernels.simd import I64
 
 _YIELD = "nblstm_yield_to_system"
 # Compiled code finds this function by name, so that code from the disk cache finds it in a later process too.
-_yield_to_system = ctypes.windll.kernel32.SwitchToThread if sys.platform == "win32" else ctypes.CDLL(None).sched_yield
+_system = ctypes.CDLL("kernel32" if sys.platform == "win32" else None)
+_yield_to_system = _system.SwitchToThread if sys.platform == "win32" else _system.sched_yield
 llvm.add_symbol(_YIELD, ctypes.cast(_yield_to_system, ctypes.c_void_p).value)
 
 _ROUNDS_BEFORE_YIELD = 2000

@@ -18,60 +18,56 @@ from numba.extending import intrinsic
 
 ROWS, UNITS = 0, 1
 
-JOB = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            # Sizes.
-            "steps",  # T
-            "rows",  # B
-            "inputs",  # I
-            "units",  # H
-            "outputs",  # P
-            "unit_blocks",  # H in vectors, rounded up
-            "reverse",  # 1: from the last step to the first
-            # How the call is split: `parts` slices of this direction, over ROWS of the batch or over UNITS.
-            "split",
-            "parts",
-            "stages",  # 1 + T, or 1 + 2 T with a projection
-            "block",  # steps whose input is projected at once
-            # Input x[t, b, i] at x + start(t) * x_step + row * x_row + i * x_item, and the output's y alike.
-            "x",
-            "x_step",
-            "x_row",
-            "x_item",
-            "y",
-            "y_step",
-            "y_row",
-            "starts",  # (T,) start(t), 0: start(t) = t
-            "batch_sizes",  # (T,) rows alive at a step, never more than at the step before; 0: all
-            "x_rows",  # (B,) where the kernel's row r lies in x and y, 0: at r
-            "state_rows",  # (B,) where it lies in the states, 0: at r
-            # States, contiguous: (B, P) or (B, H).
-            "h_0",  # 0: zeros
-            "c_0",  # 0: zeros
-            "h_n",
-            "c_n",
-            # Weights, packed (nblstm.engine.packing).
-            "input_weights",
-            "bias",
-            "recurrent_weights",
-            "projection_weights",  # 0: no projection
-            # Workspace, a region of each for every part but the states, which are common.
-            "gates",
-            "gates_size",
-            "products_start",  # where the products of the projection begin in a region of gates
-            "inputs_block",
-            "inputs_block_size",
-            "input_stride",  # elements from one row of an inputs block to the next
-            "h",  # (2, B, h_stride): read one, write the other, in turns
-            "h_stride",
-            "c",  # (B, c_stride)
-            "c_stride",
-            "m",  # (B, c_stride): o * tanh(c) before the projection; 0: no projection
-        )
-    ]
+FIELDS = (
+    # Sizes.
+    "steps",  # T
+    "rows",  # B
+    "inputs",  # I
+    "units",  # H
+    "outputs",  # P
+    "unit_blocks",  # H in vectors, rounded up
+    "reverse",  # 1: from the last step to the first
+    # How the call is split: `parts` slices of this direction, over ROWS of the batch or over UNITS.
+    "split",
+    "parts",
+    "stages",  # 1 + T, or 1 + 2 T with a projection
+    "block",  # steps whose input is projected at once
+    # Input x[t, b, i] at x + start(t) * x_step + row * x_row + i * x_item, and the output's y alike.
+    "x",
+    "x_step",
+    "x_row",
+    "x_item",
+    "y",
+    "y_step",
+    "y_row",
+    "starts",  # (T,) start(t), 0: start(t) = t
+    "batch_sizes",  # (T,) rows alive at a step, never more than at the step before; 0: all
+    "x_rows",  # (B,) where the kernel's row r lies in x and y, 0: at r
+    "state_rows",  # (B,) where it lies in the states, 0: at r
+    # States, contiguous: (B, P) or (B, H). A final state may lie where the initial one does.
+    "h_0",
+    "c_0",
+    "h_n",
+    "c_n",
+    # Weights, packed (nblstm.engine.packing).
+    "input_weights",
+    "bias",
+    "recurrent_weights",
+    "projection_weights",  # 0: no projection
+    # Workspace, a region of each for every part but the states, which are common.
+    "gates",
+    "gates_size",
+    "products_start",  # where the products of the projection begin in a region of gates
+    "inputs_block",
+    "inputs_block_size",
+    "input_stride",  # elements from one row of an inputs block to the next
+    "h",  # (2, B, h_stride): read one, write the other, in turns
+    "h_stride",
+    "c",  # (B, c_stride)
+    "c_stride",
+    "m",  # (B, c_stride): o * tanh(c) before the projection; 0: no projection
 )
+JOB = np.dtype([(name, np.int64) for name in FIELDS])
 
 
 @intrinsic

@@ -9,13 +9,27 @@ contiguous in the order in which the tile reads it, and the product has the pane
 
 from __future__ import annotations
 
-import numpy.typing as npt
+from typing import Any, NamedTuple
 
 from nblstm.kernels.policy import function
 from nblstm.kernels.simd import lanes_of, load, store
 from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, multiply_tile
 
-Array = npt.NDArray
+
+class Rows(NamedTuple):
+    """Rows in a contiguous 1-D array: row r begins at element ``start + r * stride``."""
+
+    array: Any
+    start: int
+    stride: int
+
+
+class Panels(NamedTuple):
+    """Panels in a contiguous 1-D array: row r of panel p begins at element ``start + p * stride + r * width``."""
+
+    array: Any
+    start: int
+    stride: int
 
 
 @function
@@ -25,31 +39,31 @@ def panel_width(like):
 
 
 @function
-def broadcast_bias(bias, first_panel, last_panel, rows, product, start, panel_stride):
-    """Set every row of panels [first_panel, last_panel) of `product` to `bias`.
+def broadcast_bias(bias, first_panel, last_panel, rows, product):
+    """Set the first `rows` rows of panels [first_panel, last_panel) of `product` to `bias`.
 
     bias     in   (panels * width,)
-    product  out  panel p, row r at ``start + p * panel_stride + r * width``
+    product  out  Panels
     """
     lanes = lanes_of(bias)
     width = panel_width(bias)
     for panel in range(first_panel, last_panel):
         for column in range(0, width, lanes):
             value = load(bias, panel * width + column)
-            out = start + panel * panel_stride + column
+            out = product.start + panel * product.stride + column
             for row in range(rows):
-                store(product, out + row * width, value)
+                store(product.array, out + row * width, value)
 
 
 @function
-def multiply_add(rows, terms, a, a_start, a_row, weights, first_panel, last_panel, product, start, panel_stride):
-    """Add the products of `rows` rows of `a` with panels [first_panel, last_panel) to `product`.
+def multiply_add(rows, terms, a, weights, first_panel, last_panel, product):
+    """Add the products of the first `rows` rows of `a` with panels [first_panel, last_panel) to `product`.
 
-    a        in           row r, term k at ``a_start + r * a_row + k``
+    a        in           Rows of `terms` elements
     weights  in           (panels, terms, width) contiguous, as 1-D
-    product  accumulates  panel p, row r at ``start + p * panel_stride + r * width``; overlaps neither a nor weights
+    product  accumulates  Panels; overlaps neither a nor weights
     """
-    width = panel_width(product)
+    width = panel_width(product.array)
     weights_panel = terms * width
     tiles = (rows + ROWS - 1) // ROWS
     at_once = PANELS_AT_ONCE[rows] if tiles == 1 else 1
@@ -65,15 +79,15 @@ def multiply_add(rows, terms, a, a_start, a_row, weights, first_panel, last_pane
                 height,
                 at_once,
                 terms,
-                a,
-                a_start + row * a_row,
-                a_row,
+                a.array,
+                a.start + row * a.stride,
+                a.stride,
                 weights,
                 panel * weights_panel,
                 weights_panel,
-                product,
-                start + panel * panel_stride + row * width,
-                panel_stride,
+                product.array,
+                product.start + panel * product.stride + row * width,
+                product.stride,
             )
             row += height
         panel += at_once

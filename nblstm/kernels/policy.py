@@ -13,6 +13,7 @@ explicit (`nblstm.kernels.simd.fma`). ``error_model="numpy"`` makes a division a
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import threading
 import warnings
@@ -84,7 +85,7 @@ def _with_digest(locator_class: type[Any]) -> type[Any]:
 
 
 class _KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = [_with_digest(cls) for cls in CompileResultCacheImpl._locator_classes]
+    _locator_classes = tuple(_with_digest(cls) for cls in CompileResultCacheImpl._locator_classes)
 
 
 _warned = threading.Event()
@@ -168,6 +169,19 @@ def _cached(dispatcher: Any, python_function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
+_compiling = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """A lock that another thread holds during a fork stays locked in the child for good."""
+    global _compiling
+    _compiling = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 class Worker:
     """A compiled function that other compiled code calls by its address: ``void (int64, int64, int64)``.
 
@@ -178,13 +192,12 @@ class Worker:
     def __init__(self, python_function: Callable[..., Any]) -> None:
         self._python_function = python_function
         self._callback: Any = None
-        self._lock = threading.Lock()
 
     @property
     def address(self) -> int:
         """The address of the compiled function; compiles it, or loads it from the cache, at the first use."""
         if self._callback is None:
-            with self._lock:
+            with _compiling:
                 if self._callback is None:
                     self._callback = self._compile()
         return int(self._callback.address)

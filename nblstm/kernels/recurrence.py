@@ -19,7 +19,7 @@ import numpy as np
 
 from nblstm.kernels.cells import LSTM_GATES, lstm_cell
 from nblstm.kernels.job import JOB, ROWS, job_at
-from nblstm.kernels.matmul import broadcast_bias, multiply_add, panel_width
+from nblstm.kernels.matmul import Panels, Rows, broadcast_bias, multiply_add, panel_width
 from nblstm.kernels.policy import function, inlined, worker
 from nblstm.kernels.simd import array_at, lanes_of, load, store
 from nblstm.kernels.tile import PANEL_VECTORS
@@ -63,6 +63,12 @@ def _slots_before(job, first, s, first_row, last_row):
 
 
 @function
+def _panels_of(blocks):
+    """Return how many panels the gates of `blocks` unit blocks fill."""
+    return blocks * LSTM_GATES // PANEL_VECTORS
+
+
+@function
 def _gather_inputs(job, first, last, first_row, last_row, inputs):
     """Copy the input rows of the steps number first to last - 1 into `inputs`, one after another; return how many.
 
@@ -87,155 +93,140 @@ def _gather_inputs(job, first, last, first_row, last_row, inputs):
 
 
 @function
-def _gate(gates, vector, start, panel_stride, first_panel):
-    """Return gate vector number `vector` (unit_block * gates + gate) of the row that begins at `start`."""
-    panel = vector // PANEL_VECTORS - first_panel
-    return load(gates, start + panel * panel_stride + (vector % PANEL_VECTORS) * lanes_of(gates))
+def _gate(gates, vector, row):
+    """Return vector number `vector` (unit block * gates + gate) of the gates' sums of a row."""
+    panel, place = vector // PANEL_VECTORS, vector % PANEL_VECTORS
+    start = gates.start + panel * gates.stride + row * panel_width(gates.array)
+    return load(gates.array, start + place * lanes_of(gates.array))
 
 
 @function
-def _apply_cell(gates, start, panel_stride, first_panel, first_block, last_block, rows, c, c_start, c_row, h, h_start, h_row):
+def _apply_cell(gates, first_block, last_block, rows, c, h):
     """Take the gates' sums of `rows` rows to h and c, for unit blocks [first_block, last_block).
 
-    gates  in     vectors (unit_block, gate) in panels; row r of panel p at start + (p - first_panel) * panel_stride + r * width
-    c      inout  row r at c_start + r * c_row
-    h      out    row r at h_start + r * h_row; all whole vectors, up to the padding beyond unit H
+    gates  in     Panels
+    c      inout  Rows
+    h      out    Rows; all whole vectors, so up to the padding beyond unit H
     """
-    width = panel_width(gates)
-    lanes = lanes_of(gates)
+    lanes = lanes_of(h.array)
     for block in range(first_block, last_block):
-        vector = block * LSTM_GATES
+        i = block * LSTM_GATES
         for row in range(rows):
-            at = start + row * width
+            place = row * c.stride + c.start + block * lanes
             h_next, c_next = lstm_cell(
-                _gate(gates, vector, at, panel_stride, first_panel),
-                _gate(gates, vector + 1, at, panel_stride, first_panel),
-                _gate(gates, vector + 2, at, panel_stride, first_panel),
-                _gate(gates, vector + 3, at, panel_stride, first_panel),
-                load(c, c_start + row * c_row + block * lanes),
+                _gate(gates, i, row),
+                _gate(gates, i + 1, row),
+                _gate(gates, i + 2, row),
+                _gate(gates, i + 3, row),
+                load(c.array, place),
             )
-            store(c, c_start + row * c_row + block * lanes, c_next)
-            store(h, h_start + row * h_row + block * lanes, h_next)
+            store(c.array, place, c_next)
+            store(h.array, row * h.stride + h.start + block * lanes, h_next)
 
 
 @function
-def _emit(job, t, first_row, last_row, h, h_start, first, last):
-    """Write columns [first, last) of h to the output of step t."""
+def _emit(job, t, first_row, last_row, h, first, last):
+    """Write columns [first, last) of h, whose row 0 is first_row of the batch, to the output of step t."""
     start = _entry_of(job.starts, t) * job.y_step
     for row in range(first_row, last_row):
-        y = array_at(job.y + (start + _entry_of(job.x_rows, row) * job.y_row) * h.itemsize, last, h[0])
-        source = h_start + row * job.h_stride
+        address = job.y + (start + _entry_of(job.x_rows, row) * job.y_row) * h.array.itemsize
+        y = array_at(address, last, h.array[0])
+        source = h.start + (row - first_row) * h.stride
         for column in range(first, last):
-            y[column] = h[source + column]
+            y[column] = h.array[source + column]
 
 
 @function
-def _keep_final(job, target, columns, first_row, last_row, state, state_start, stride, first, last):
-    """Write columns [first, last) of the state of rows [first_row, last_row) to h_n or c_n at address `target`."""
-    for row in range(first_row, last_row):
-        final = array_at(target + _entry_of(job.state_rows, row) * columns * state.itemsize, last, state[0])
-        source = state_start + row * stride
+def _keep_final(job, s, first_row, last_row, state, target, columns, first, last):
+    """Write columns [first, last) of the state to h_n or c_n at `target`, for the rows whose last step is number s.
+
+    state  in  Rows, whose row 0 is first_row of the batch
+    """
+    staying = first_row
+    if s + 1 < job.steps:
+        staying = _alive(job, _step_of(job, s + 1), first_row, last_row)
+    for row in range(staying, _alive(job, _step_of(job, s), first_row, last_row)):
+        address = target + _entry_of(job.state_rows, row) * columns * state.array.itemsize
+        final = array_at(address, last, state.array[0])
+        source = state.start + (row - first_row) * state.stride
         for column in range(first, last):
-            final[column] = state[source + column]
+            final[column] = state.array[source + column]
 
 
 @function
-def _set_initial(job, initial, columns, first_row, last_row, state, start, stride):
-    """Set rows [first_row, last_row) of a state to h_0 or c_0 at address `initial`, or zeros; padding to zeros."""
+def _set_initial(job, initial, columns, first_row, last_row, state):
+    """Set rows [first_row, last_row) of the state of the whole batch to h_0 or c_0 at `initial`; padding to zeros.
+
+    state  out  Rows
+    """
     for row in range(first_row, last_row):
-        into = start + row * stride
-        for column in range(stride):
-            state[into + column] = 0
-        if initial != 0:
-            source = array_at(initial + _entry_of(job.state_rows, row) * columns * state.itemsize, columns, state[0])
-            for column in range(columns):
-                state[into + column] = source[column]
+        into = state.start + row * state.stride
+        for column in range(columns, state.stride):
+            state.array[into + column] = 0
+        address = initial + _entry_of(job.state_rows, row) * columns * state.array.itemsize
+        source = array_at(address, columns, state.array[0])
+        for column in range(columns):
+            state.array[into + column] = source[column]
 
 
 @inlined
 def _begin(job, first_row, last_row, h, c):
     """Set both h buffers (rows of shorter sequences join the reverse direction at any step) and c."""
     for buffer in range(2):
-        start = buffer * job.rows * job.h_stride
-        _set_initial(job, job.h_0, job.outputs, first_row, last_row, h, start, job.h_stride)
-    _set_initial(job, job.c_0, job.units, first_row, last_row, c, _ZERO, job.c_stride)
-
-
-@function
-def _finish_step(job, s, first_row, last_row, state, target, columns, state_start, stride, first, last):
-    """Keep the state of the rows whose last step was number s."""
-    staying = first_row
-    if s + 1 < job.steps:
-        staying = _alive(job, _step_of(job, s + 1), first_row, last_row)
-    ending = _alive(job, _step_of(job, s), first_row, last_row)
-    if staying < ending:
-        _keep_final(job, target, columns, staying, ending, state, state_start, stride, first, last)
+        rows = Rows(h, buffer * job.rows * job.h_stride, job.h_stride)
+        _set_initial(job, job.h_0, job.outputs, first_row, last_row, rows)
+    _set_initial(job, job.c_0, job.units, first_row, last_row, Rows(c, _ZERO, job.c_stride))
 
 
 @inlined
 def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs, h, c, m):
     """Do step number s for some rows and unit blocks, up to h, or up to m where a projection follows.
 
-    gates   scratch  for block > 1 it carries the projected inputs from the first step of a block to the last
+    gates   scratch  where a block has several steps, it carries their projected inputs from the first to the last
     inputs  scratch  (block * rows, input_stride)
     h       inout    (2, B, h_stride): reads buffer s % 2, writes the other
     c       inout    (B, c_stride)
     m       out      (B, c_stride), written where there is a projection; else not touched
     """
-    lanes = lanes_of(h)
-    width = panel_width(h)
-    vectors_of_block = LSTM_GATES
+    lanes, width = lanes_of(h), panel_width(h)
+    input_weights, bias = array_at(job.input_weights, 1, h[0]), array_at(job.bias, 1, h[0])
+    recurrent_weights = array_at(job.recurrent_weights, 1, h[0])
     t = _step_of(job, s)
     alive = _alive(job, t, first_row, last_row)
     rows = alive - first_row
-    first_panel = first_block * vectors_of_block // PANEL_VECTORS
-    last_panel = last_block * vectors_of_block // PANEL_VECTORS
+    first_panel, last_panel = _panels_of(first_block), _panels_of(last_block)
     panel_stride = (job.block * (last_row - first_row) if job.block > 1 else rows) * width
-    input_weights = array_at(job.input_weights, 1, h[0])
-    recurrent_weights = array_at(job.recurrent_weights, 1, h[0])
-    bias = array_at(job.bias, 1, h[0])
     begins = s - s % job.block
-    ends = min(begins + job.block, job.steps)
-    slots = 0
+    x = Rows(inputs, _ZERO, job.input_stride)
     if s == begins:
+        ends = min(begins + job.block, job.steps)
         slots = _gather_inputs(job, begins, ends, first_row, last_row, inputs)
         if job.block > 1:
-            broadcast_bias(bias, first_panel, last_panel, slots, gates, -first_panel * panel_stride, panel_stride)
-            multiply_add(
-                slots, job.inputs, inputs, _ZERO, job.input_stride, input_weights, first_panel, last_panel,
-                gates, -first_panel * panel_stride, panel_stride,
-            )  # fmt: skip
-    h_before = (s % 2) * job.rows * job.h_stride
-    h_after = (job.rows - (s % 2) * job.rows) * job.h_stride
-    out, out_start, out_row = (h, h_after, job.h_stride) if job.projection_weights == 0 else (m, _ZERO, job.c_stride)
-    row_start = _slots_before(job, begins, s, first_row, last_row) * width
-    blocks_at_once = max(1, GATES_AT_ONCE // (vectors_of_block * lanes * max(rows, 1)))
+            projected = Panels(gates, -first_panel * panel_stride, panel_stride)
+            broadcast_bias(bias, first_panel, last_panel, slots, projected)
+            multiply_add(slots, job.inputs, x, input_weights, first_panel, last_panel, projected)
+    h_before = Rows(h, ((s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
+    h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
+    c_rows = Rows(c, first_row * job.c_stride, job.c_stride)
+    out = h_after if job.projection_weights == 0 else Rows(m, first_row * job.c_stride, job.c_stride)
+    slot = _slots_before(job, begins, s, first_row, last_row)
+    blocks_at_once = max(1, GATES_AT_ONCE // (LSTM_GATES * lanes * max(rows, 1)))
     for block in range(first_block, last_block, blocks_at_once):
         end_block = min(block + blocks_at_once, last_block)
-        panel = block * vectors_of_block // PANEL_VECTORS
-        end_panel = end_block * vectors_of_block // PANEL_VECTORS
-        # With one step a block, the gates of a few unit blocks fit the cache and are used before the next ones.
+        panel, end_panel = _panels_of(block), _panels_of(end_block)
+        # With one step a block, the gates of a few unit blocks fit the cache and are used before the next ones come.
         origin = first_panel if job.block > 1 else panel
-        start = row_start - origin * panel_stride
+        sums = Panels(gates, slot * width - origin * panel_stride, panel_stride)
         if job.block == 1:
-            broadcast_bias(bias, panel, end_panel, rows, gates, start, panel_stride)
-            multiply_add(
-                rows, job.inputs, inputs, _ZERO, job.input_stride, input_weights, panel, end_panel,
-                gates, start, panel_stride,
-            )  # fmt: skip
-        multiply_add(
-            rows, job.outputs, h, h_before + first_row * job.h_stride, job.h_stride, recurrent_weights, panel, end_panel,
-            gates, start, panel_stride,
-        )  # fmt: skip
-        _apply_cell(
-            gates, row_start, panel_stride, origin, block, end_block, rows,
-            c, first_row * job.c_stride, job.c_stride, out, out_start + first_row * out_row, out_row,
-        )  # fmt: skip
+            broadcast_bias(bias, panel, end_panel, rows, sums)
+            multiply_add(rows, job.inputs, x, input_weights, panel, end_panel, sums)
+        multiply_add(rows, job.outputs, h_before, recurrent_weights, panel, end_panel, sums)
+        _apply_cell(sums, block, end_block, rows, c_rows, out)
     first, last = first_block * lanes, min(last_block * lanes, job.units)
-    _finish_step(job, s, first_row, last_row, c, job.c_n, job.units, _ZERO, job.c_stride, first, last)
+    _keep_final(job, s, first_row, last_row, c_rows, job.c_n, job.units, first, last)
     if job.projection_weights == 0:
-        _emit(job, t, first_row, alive, h, h_after, first, last)
-        _finish_step(job, s, first_row, last_row, h, job.h_n, job.outputs, h_after, job.h_stride, first, last)
+        _emit(job, t, first_row, alive, h_after, first, last)
+        _keep_final(job, s, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
 
 
 @inlined
@@ -248,25 +239,23 @@ def _project(job, s, first_row, last_row, first_panel, last_panel, gates, h, m):
     t = _step_of(job, s)
     alive = _alive(job, t, first_row, last_row)
     rows = alive - first_row
-    weights = array_at(job.projection_weights, 1, h[0])
-    h_after = (job.rows - (s % 2) * job.rows) * job.h_stride
-    panel_stride = rows * width
-    start = job.products_start - first_panel * panel_stride
-    for i in range((last_panel - first_panel) * panel_stride):
+    size = rows * width
+    for i in range((last_panel - first_panel) * size):
         gates[job.products_start + i] = 0
-    multiply_add(
-        rows, job.units, m, first_row * job.c_stride, job.c_stride, weights, first_panel, last_panel,
-        gates, start, panel_stride,
-    )  # fmt: skip
+    products = Panels(gates, job.products_start - first_panel * size, size)
+    m_rows = Rows(m, first_row * job.c_stride, job.c_stride)
+    weights = array_at(job.projection_weights, 1, h[0])
+    multiply_add(rows, job.units, m_rows, weights, first_panel, last_panel, products)
+    h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
     for panel in range(first_panel, last_panel):
         for row in range(rows):
-            source = start + panel * panel_stride + row * width
-            into = h_after + (first_row + row) * job.h_stride + panel * width
+            source = products.start + panel * size + row * width
+            into = h_after.start + row * h_after.stride + panel * width
             for column in range(min(width, job.outputs - panel * width)):
                 h[into + column] = gates[source + column]
     first, last = first_panel * width, min(last_panel * width, job.outputs)
-    _emit(job, t, first_row, alive, h, h_after, first, last)
-    _finish_step(job, s, first_row, last_row, h, job.h_n, job.outputs, h_after, job.h_stride, first, last)
+    _emit(job, t, first_row, alive, h_after, first, last)
+    _keep_final(job, s, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
 
 
 @function

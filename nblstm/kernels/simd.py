@@ -40,10 +40,12 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
 
 
 def llvm_element(dtype: types.Float) -> ir.Type:
+    """Return LLVM's type of one element."""
     return ir.FloatType() if dtype == types.float32 else ir.DoubleType()
 
 
 def llvm_vector(dtype: types.Float) -> ir.VectorType:
+    """Return LLVM's type of one hardware vector."""
     return ir.VectorType(llvm_element(dtype), lanes(dtype.bitwidth // 8))
 
 
