@@ -1,0 +1,1 @@
+"""Weight files to named arrays and back."""

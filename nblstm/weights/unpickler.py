@@ -1,0 +1,272 @@
+"""A reader of torch's pickles that can run no code.
+
+A pickle is a program for a small stack machine. Python's own machine imports any name that the program gives (GLOBAL),
+calls any callable (REDUCE, NEWOBJ, INST, OBJ) and hands any state to any object's ``__setstate__`` (BUILD), so that
+loading an unknown pickle is running an unknown program. The machine here is another one, and has no such power:
+
+* GLOBAL looks the whole (module, name) pair up in the table that the caller gives. It imports nothing and follows no
+  dots. What the table holds are data and `Function` objects.
+* REDUCE calls a `Function` and nothing else, with as many arguments as that one takes. Its code is this package's, and
+  checks each argument before it uses it; or it is OrderedDict, with no arguments at all.
+* BUILD gives an OrderedDict the attribute ``_metadata``, as torch's state_dicts have it, and knows no other state.
+* APPEND and SETITEM work on exactly a list, a dict or an OrderedDict, and a key is a plain value.
+* Other opcodes than those that torch writes do not exist: INST, OBJ, NEWOBJ, EXT1, STACK_GLOBAL and so on are refused.
+
+What comes out is looked over once more and consists of plain values and arrays alone. Each opcode takes a time and a
+memory that its own bytes bound: nothing copies what a pickle can name twice.
+"""
+
+from __future__ import annotations
+
+import pickle  # the names of its opcodes; its machine is not used
+import struct
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nblstm.errors import WeightFileError
+from nblstm.weights.source import Source, shown
+
+_DEEPEST = 200  # containers inside containers; far below Python's recursion limit, for whoever walks through them
+_VALUES = (str, int, float, type(None), np.ndarray, np.dtype)  # bool is an int
+_SAVE_STATE_DICT = "No code is run: if this is a model saved whole, load it with torch and save model.state_dict()"
+
+
+@dataclass(frozen=True)
+class Function:
+    """What a pickle may call, with `fewest` to `most` arguments.
+
+    They may be anything that a pickle can make: `call` has to check each one.
+    """
+
+    call: Callable[..., object]
+    fewest: int
+    most: int
+
+
+def unpickle(
+    source: Source, program: bytes, names: Mapping[tuple[str, str], object], persistent: Callable[[object], object]
+) -> Any:
+    """Return the value that a pickle of protocol 2 describes; errors name `source`.
+
+    `names` maps each (module, name) pair that may occur to what it stands for, and `persistent` makes what a persistent
+    id stands for. Raises WeightFileError for a pickle that is damaged or that uses anything else.
+
+    >>> import io, pickle
+    >>> source = Source(io.BytesIO(), "example.pt", 0)
+    >>> unpickle(source, pickle.dumps({"step": 3, "loss": [0.5, None]}, protocol=2), {}, lambda _: None)
+    {'step': 3, 'loss': [0.5, None]}
+    >>> unpickle(source, pickle.dumps(print, protocol=2), {}, lambda _: None)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    nblstm.errors.WeightFileError: example.pt: expected tensors and plain values, got '__builtin__.print' ...
+    """
+    return _Machine(source, program, names, persistent).run()
+
+
+class _Machine:
+    """The state of a run. A mark puts the stack aside and starts an empty one; what uses the mark brings it back."""
+
+    def __init__(
+        self,
+        source: Source,
+        program: bytes,
+        names: Mapping[tuple[str, str], object],
+        persistent: Callable[[object], object],
+    ) -> None:
+        self.source = source
+        self.program = program
+        self.names = names
+        self.persistent = persistent
+        self.position = 0
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        while (opcode := self.take(1)) != pickle.STOP:
+            step = _STEPS.get(opcode)
+            if step is None:
+                raise self.refuse("an opcode that torch writes", f"{opcode!r}")
+            step(self)
+        result = self.pop()
+        self.check_is_data(result)
+        return result
+
+    def refuse(self, expected: str, got: str, hint: str = "") -> WeightFileError:
+        return self.source.refuse(expected, f"{got} at byte {self.position} of its pickle", hint)
+
+    # The program
+
+    def take(self, count: int) -> bytes:
+        start, self.position = self.position, self.position + count
+        if self.position > len(self.program):
+            raise self.refuse("a whole pickle", "its end")
+        return self.program[start : self.position]
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def text(self, length: int) -> str:
+        try:
+            # torch.save writes lone surrogates in this way too
+            return self.take(length).decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            raise self.refuse("text in UTF-8", "other bytes") from None
+
+    def line(self) -> str:
+        end = self.program.find(b"\n", self.position)
+        line = self.text(end - self.position if end >= 0 else len(self.program))
+        self.take(1)
+        return line
+
+    # The stack
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def top(self) -> Any:
+        if not self.stack:
+            raise self.refuse("a value on the stack", "none")
+        return self.stack[-1]
+
+    def last(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise self.refuse(f"{count} values on the stack", str(len(self.stack)))
+        values = self.stack[-count:]
+        del self.stack[-count:]
+        return values
+
+    def pop(self) -> Any:
+        return self.last(1)[0]
+
+    def mark(self) -> None:
+        self.marked.append(self.stack)
+        self.stack = []
+
+    def pop_mark(self) -> list[Any]:
+        if not self.marked:
+            raise self.refuse("a mark on the stack", "none")
+        values, self.stack = self.stack, self.marked.pop()
+        return values
+
+    # The steps that are more than a push
+
+    def protocol(self) -> None:
+        if (protocol := self.take(1)[0]) != 2:
+            raise self.refuse("pickle protocol 2, as torch.save writes", f"protocol {protocol}")
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.top()
+
+    def get(self, index: int) -> None:
+        if index not in self.memo:
+            raise self.refuse("a value put into the memo before", f"number {index}")
+        self.push(self.memo[index])
+
+    def append(self, values: list[Any]) -> None:
+        target = self.top()
+        if type(target) is not list:
+            raise self.refuse("a list to append to", type(target).__name__)
+        target.extend(values)
+
+    def set_items(self, values: list[Any]) -> None:
+        target = self.top()
+        if type(target) is not dict and type(target) is not OrderedDict:
+            raise self.refuse("a dict to set items of", type(target).__name__)
+        if len(values) % 2:
+            raise self.refuse("a value for each key", "a key alone")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            if not _is_key(key):
+                raise self.refuse("a string or a number as a key", type(key).__name__)
+            target[key] = value
+
+    def look_up(self) -> None:
+        module, name = self.line(), self.line()
+        if (module, name) not in self.names:
+            raise self.refuse("tensors and plain values", shown(f"{module}.{name}"), _SAVE_STATE_DICT)
+        self.push(self.names[module, name])
+
+    def persistent_value(self) -> None:
+        self.push(self.persistent(self.pop()))
+
+    def reduce(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        if type(function) is not Function:
+            raise self.refuse("a function to call", type(function).__name__)
+        if type(arguments) is not tuple or not function.fewest <= len(arguments) <= function.most:
+            raise self.refuse(f"a tuple of {function.fewest} to {function.most} arguments", type(arguments).__name__)
+        self.push(function.call(*arguments))
+
+    def build(self) -> None:
+        state, target = self.pop(), self.top()
+        if type(target) is not OrderedDict or type(state) is not dict or not state.keys() <= {"_metadata"}:
+            raise self.refuse("an OrderedDict and its _metadata", f"the state of {type(target).__name__}")
+        vars(target).update(state)
+
+    # The end
+
+    def check_is_data(self, result: object) -> None:
+        """Refuse a result in which anything but plain values and arrays is left, or that nests too deeply."""
+        level: list[Any] = [result]
+        seen: set[int] = set()
+        for _ in range(_DEEPEST):
+            below: list[Any] = []
+            for value in level:
+                if isinstance(value, (list, tuple, dict)):
+                    if id(value) not in seen:
+                        seen.add(id(value))
+                        below.extend(_contents(value))
+                elif not isinstance(value, _VALUES):
+                    raise self.refuse("tensors and plain values", f"a bare {type(value).__name__}")
+            if not below:
+                return
+            level = below
+        raise self.refuse(f"at most {_DEEPEST} containers inside each other", "more")
+
+
+def _is_key(value: object) -> bool:
+    """Say whether a dict may have this key. Sizes are bounded: huge numbers can be chosen to collide in a dict."""
+    return type(value) in (str, float, bool, type(None)) or (type(value) is int and -(2**63) <= value < 2**63)
+
+
+def _contents(container: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> list[Any]:
+    if isinstance(container, dict):
+        return [*container.values(), *getattr(container, "__dict__", {}).values()]
+    return [*container]
+
+
+_STEPS: dict[bytes, Callable[[_Machine], None]] = {
+    pickle.PROTO: _Machine.protocol,
+    pickle.NONE: lambda m: m.push(None),
+    pickle.NEWTRUE: lambda m: m.push(True),
+    pickle.NEWFALSE: lambda m: m.push(False),
+    pickle.BININT: lambda m: m.push(m.number("<i")),
+    pickle.BININT1: lambda m: m.push(m.number("<B")),
+    pickle.BININT2: lambda m: m.push(m.number("<H")),
+    pickle.LONG1: lambda m: m.push(int.from_bytes(m.take(m.number("<B")), "little", signed=True)),
+    pickle.BINFLOAT: lambda m: m.push(m.number(">d")),
+    pickle.BINUNICODE: lambda m: m.push(m.text(m.number("<I"))),
+    pickle.MARK: _Machine.mark,
+    pickle.EMPTY_TUPLE: lambda m: m.push(()),
+    pickle.TUPLE: lambda m: m.push(tuple(m.pop_mark())),
+    pickle.TUPLE1: lambda m: m.push(tuple(m.last(1))),
+    pickle.TUPLE2: lambda m: m.push(tuple(m.last(2))),
+    pickle.TUPLE3: lambda m: m.push(tuple(m.last(3))),
+    pickle.EMPTY_LIST: lambda m: m.push([]),
+    pickle.APPEND: lambda m: m.append(m.last(1)),
+    pickle.APPENDS: lambda m: m.append(m.pop_mark()),
+    pickle.EMPTY_DICT: lambda m: m.push({}),
+    pickle.SETITEM: lambda m: m.set_items(m.last(2)),
+    pickle.SETITEMS: lambda m: m.set_items(m.pop_mark()),
+    pickle.BINPUT: lambda m: m.put(m.number("<B")),
+    pickle.LONG_BINPUT: lambda m: m.put(m.number("<I")),
+    pickle.BINGET: lambda m: m.get(m.number("<B")),
+    pickle.LONG_BINGET: lambda m: m.get(m.number("<I")),
+    pickle.GLOBAL: _Machine.look_up,
+    pickle.BINPERSID: _Machine.persistent_value,
+    pickle.REDUCE: _Machine.reduce,
+    pickle.BUILD: _Machine.build,
+}
