@@ -13,7 +13,7 @@ from nblstm.kernels.tile import PANEL_VECTORS, ROWS
 def product(rows, terms, a, a_row, weights, bias, panels, first_panel, out):
     into = Panels(out, 0, out.size // panels)
     broadcast_bias(bias, first_panel, panels, rows, into)
-    multiply_add(rows, terms, Rows(a, 0, a_row), weights, first_panel, panels, into)
+    multiply_add(rows, terms, Rows(a, 0, a_row), weights, first_panel, panels, into, False)
 
 
 def multiply(a, w, bias, first_panel=0):

@@ -87,5 +87,5 @@ def _lines(elements: int, itemsize: int) -> int:
 
 
 def _odd_lines(elements: int, itemsize: int) -> int:
-    """Round up to an odd number of cache lines: a power of two would put the rows of a tile into one set of the cache."""
+    """Round up to an odd number of cache lines: with a power of two a tile's rows would share one set of the cache."""
     return (-(-elements * itemsize // LINE) | 1) * (LINE // itemsize)

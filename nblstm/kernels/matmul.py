@@ -56,38 +56,48 @@ def broadcast_bias(bias, first_panel, last_panel, rows, product):
 
 
 @function
-def multiply_add(rows, terms, a, weights, first_panel, last_panel, product):
+def multiply_add(rows, terms, a, weights, first_panel, last_panel, product, backwards):
     """Add the products of the first `rows` rows of `a` with panels [first_panel, last_panel) to `product`.
 
-    a        in           Rows of `terms` elements
-    weights  in           (panels, terms, width) contiguous, as 1-D
-    product  accumulates  Panels; overlaps neither a nor weights
+    a          in           Rows of `terms` elements
+    weights    in           (panels, terms, width) contiguous, as 1-D
+    product    accumulates  Panels; overlaps neither a nor weights
+    backwards  from the last panel to the first: the same bits, other panels in the cache at the end
     """
-    width = panel_width(product.array)
-    weights_panel = terms * width
     tiles = (rows + ROWS - 1) // ROWS
     at_once = PANELS_AT_ONCE[rows] if tiles == 1 else 1
-    panel = first_panel
-    while panel < last_panel:
-        while panel + at_once > last_panel:
-            at_once //= 2
-        row = 0
-        for tile in range(tiles):
-            # Tiles of nearly equal height: 32 rows as 6 6 5 5 5 5, not 6 6 6 6 6 2, whose last has too few chains.
-            height = (rows - row + tiles - tile - 1) // (tiles - tile)
-            multiply_tile(
-                height,
-                at_once,
-                terms,
-                a.array,
-                a.start + row * a.stride,
-                a.stride,
-                weights,
-                panel * weights_panel,
-                weights_panel,
-                product.array,
-                product.start + panel * product.stride + row * width,
-                product.stride,
-            )
-            row += height
-        panel += at_once
+    groups = (last_panel - first_panel + at_once - 1) // at_once
+    for n in range(groups):
+        panel = first_panel + (groups - 1 - n if backwards else n) * at_once
+        end = min(panel + at_once, last_panel)
+        while panel < end:
+            panels = at_once
+            while panel + panels > end:
+                panels //= 2
+            row = 0
+            for tile in range(tiles):
+                # Tiles of nearly equal height: 32 rows as 6 6 5 5 5 5, not 6 6 6 6 6 2, whose last has too few chains.
+                height = (rows - row + tiles - tile - 1) // (tiles - tile)
+                _multiply_tile(height, panels, row, panel, terms, a, weights, product)
+                row += height
+            panel += panels
+
+
+@function
+def _multiply_tile(rows, panels, row, panel, terms, a, weights, product):
+    """Do one tile: rows [row, row + rows) and panels [panel, panel + panels)."""
+    width = panel_width(product.array)
+    multiply_tile(
+        rows,
+        panels,
+        terms,
+        a.array,
+        a.start + row * a.stride,
+        a.stride,
+        weights,
+        panel * terms * width,
+        terms * width,
+        product.array,
+        product.start + panel * product.stride + row * width,
+        product.stride,
+    )

@@ -204,14 +204,18 @@ def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs
         if job.block > 1:
             projected = Panels(gates, -first_panel * panel_stride, panel_stride)
             broadcast_bias(bias, first_panel, last_panel, slots, projected)
-            multiply_add(slots, job.inputs, x, input_weights, first_panel, last_panel, projected)
+            multiply_add(slots, job.inputs, x, input_weights, first_panel, last_panel, projected, False)
     h_before = Rows(h, ((s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
     h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
     c_rows = Rows(c, first_row * job.c_stride, job.c_stride)
     out = h_after if job.projection_weights == 0 else Rows(m, first_row * job.c_stride, job.c_stride)
     slot = _slots_before(job, begins, s, first_row, last_row)
     blocks_at_once = max(1, GATES_AT_ONCE // (LSTM_GATES * lanes * max(rows, 1)))
-    for block in range(first_block, last_block, blocks_at_once):
+    groups = (last_block - first_block + blocks_at_once - 1) // blocks_at_once
+    # To and fro on alternate steps: the weights that end a step are still in the cache when the next one begins.
+    back = s % 2 == 1
+    for n in range(groups):
+        block = first_block + (groups - 1 - n if back else n) * blocks_at_once
         end_block = min(block + blocks_at_once, last_block)
         panel, end_panel = _panels_of(block), _panels_of(end_block)
         # With one step a block, the gates of a few unit blocks fit the cache and are used before the next ones come.
@@ -219,8 +223,8 @@ def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs
         sums = Panels(gates, slot * width - origin * panel_stride, panel_stride)
         if job.block == 1:
             broadcast_bias(bias, panel, end_panel, rows, sums)
-            multiply_add(rows, job.inputs, x, input_weights, panel, end_panel, sums)
-        multiply_add(rows, job.outputs, h_before, recurrent_weights, panel, end_panel, sums)
+            multiply_add(rows, job.inputs, x, input_weights, panel, end_panel, sums, back)
+        multiply_add(rows, job.outputs, h_before, recurrent_weights, panel, end_panel, sums, back)
         _apply_cell(sums, block, end_block, rows, c_rows, out)
     first, last = first_block * lanes, min(last_block * lanes, job.units)
     _keep_final(job, s, first_row, last_row, c_rows, job.c_n, job.units, first, last)
@@ -245,7 +249,7 @@ def _project(job, s, first_row, last_row, first_panel, last_panel, gates, h, m):
     products = Panels(gates, job.products_start - first_panel * size, size)
     m_rows = Rows(m, first_row * job.c_stride, job.c_stride)
     weights = array_at(job.projection_weights, 1, h[0])
-    multiply_add(rows, job.units, m_rows, weights, first_panel, last_panel, products)
+    multiply_add(rows, job.units, m_rows, weights, first_panel, last_panel, products, s % 2 == 1)
     h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
     for panel in range(first_panel, last_panel):
         for row in range(rows):
