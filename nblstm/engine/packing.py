@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nblstm.arrays import Array
 from nblstm.kernels.cells import LSTM_GATES
 from nblstm.kernels.policy import lanes
 from nblstm.kernels.tile import PANEL_VECTORS
-
-Array = npt.NDArray[Any]
 
 LINE = 64  # bytes of a cache line
 
@@ -89,7 +88,8 @@ def _by_unit_block(weights: Array, units: int) -> Array:
     blocks = -(-units // width)
     padded = np.zeros((LSTM_GATES, blocks * width, terms), weights.dtype)
     padded[:, :units] = weights.reshape(LSTM_GATES, units, terms)
-    return padded.reshape(LSTM_GATES, blocks, width, terms).swapaxes(0, 1).reshape(-1, terms)
+    by_block = padded.reshape(LSTM_GATES, blocks, width, terms).swapaxes(0, 1)
+    return by_block.reshape(LSTM_GATES * blocks * width, terms)
 
 
 def _panels(weights: Array) -> Array:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from nblstm import threads
+from nblstm.arrays import Array
 from nblstm.engine import plan as planning
 from nblstm.engine.packing import DirectionWeights, aligned_empty
 from nblstm.engine.plan import Plan
@@ -17,8 +17,6 @@ from nblstm.kernels import team
 from nblstm.kernels.dropout import drop_units
 from nblstm.kernels.job import FIELDS, JOB, ROWS
 from nblstm.kernels.recurrence import lstm_float32, lstm_float64
-
-Array = npt.NDArray[Any]
 
 # Rows that pass through all layers of a stack before the next ones begin: the buffer between two layers holds them.
 _ROWS_OF_A_CHUNK = 4096

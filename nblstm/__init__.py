@@ -1,0 +1,41 @@
+"""LSTM networks on the CPU, compiled by Numba, with the weights and the numbers of PyTorch.
+
+>>> import numpy as np, nblstm
+>>> lstm = nblstm.LSTM(input_size=4, hidden_size=8, seed=0)
+>>> output, (h_n, c_n) = lstm(np.ones((10, 1, 4), np.float32))
+>>> output.shape
+(10, 1, 8)
+"""
+
+from nblstm.layers.cells import LSTMCell
+from nblstm.layers.lstm import LSTM
+from nblstm.sequences import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+    pad_sequence,
+    unpack_sequence,
+    unpad_sequence,
+)
+from nblstm.threads import get_num_threads, num_threads, set_num_threads
+from nblstm.weights.files import load, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LSTM",
+    "LSTMCell",
+    "PackedSequence",
+    "get_num_threads",
+    "load",
+    "num_threads",
+    "pack_padded_sequence",
+    "pack_sequence",
+    "pad_packed_sequence",
+    "pad_sequence",
+    "save",
+    "set_num_threads",
+    "unpack_sequence",
+    "unpad_sequence",
+]

@@ -1,0 +1,1 @@
+"""What a user builds: layers shaped like torch.nn's."""

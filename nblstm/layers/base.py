@@ -1,0 +1,180 @@
+"""What all layers are: named parameters, read-only from outside, that change as a whole.
+
+A layer's parameters form one version. A call takes the version it finds at its start and keeps it to its end, so a
+layer may be called from many threads while another thread sets its weights. The panels that the kernels read are packed
+at the first call of a version and go with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from nblstm.arrays import Array, as_array, float_dtype
+from nblstm.errors import message
+
+Self = TypeVar("Self", bound="Layer")  # typing.Self needs Python 3.11
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `Layer.load_state_dict` returns: names the layer has and the mapping lacked, and the other way round."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class Weights:
+    """One version of a layer's parameters, and what the kernels make of them at its first call. Never changes."""
+
+    def __init__(self, parameters: Mapping[str, Array]) -> None:
+        for array in parameters.values():
+            array.flags.writeable = False
+        # Views: unlike the owner of its memory, a view of read-only memory cannot be made writeable again.
+        self.parameters = {name: array.view() for name, array in parameters.items()}
+        self.dtype = next(iter(self.parameters.values())).dtype
+        self._packed: Any = None
+
+    def packed(self, pack: Callable[[Mapping[str, Array]], Any]) -> Any:
+        """Return what `pack` makes of the parameters, made once."""
+        # No lock: one that another thread holds during a fork stays locked in the child for good. Threads that meet
+        # here at a version's first call pack twice, to equal panels, and the last one stays.
+        if self._packed is None:
+            self._packed = pack(self.parameters)
+        return self._packed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Weights, (self.parameters,)
+
+
+class Layer:
+    """A layer with named parameters, in torch's names, shapes and order.
+
+    Parameters are attributes (``layer.weight_ih_l0``): read-only arrays. They change as a whole, through
+    `load_state_dict`, `set_parameters` and `to`.
+    """
+
+    training: bool
+    _weights: Weights
+    _FIXED = frozenset({"input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size"})
+
+    def _initialise(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        hidden_size: int,
+        dtype: npt.DTypeLike,
+        seed: np.random.SeedSequence,
+    ) -> None:
+        """Draw all parameters from U(-1/sqrt(H), 1/sqrt(H)), in their order; start in training mode, like torch."""
+        found = float_dtype(f"{type(self).__name__} dtype", dtype)
+        bound, random = 1 / math.sqrt(hidden_size), np.random.default_rng(seed)
+        self.training = True
+        self._weights = Weights({name: random.uniform(-bound, bound, s).astype(found) for name, s in shapes.items()})
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of parameters, inputs and outputs: float32 or float64."""
+        return self._weights.dtype
+
+    def named_parameters(self) -> Iterator[tuple[str, Array]]:
+        """Iterate over (name, read-only array), in torch's order."""
+        return iter(self._weights.parameters.items())
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return all parameters by name, in torch's order, as read-only arrays."""
+        return dict(self._weights.parameters)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
+        """Take all parameters from a mapping of names to arrays, converted to the layer's dtype.
+
+        Raises RuntimeError for an array of another shape and, if `strict`, for missing and unexpected names: one error
+        lists them all, and the layer is left as it was. If not `strict`, missing parameters keep their values.
+        Returns (missing_keys, unexpected_keys).
+        """
+        argument = f"{type(self).__name__}.load_state_dict state_dict"
+        given = _as_mapping(argument, state_dict)
+        parameters = self._weights.parameters
+        missing = [name for name in parameters if name not in given]
+        unexpected = [name for name in given if name not in parameters]
+        self._replace(argument, given, missing if strict else [], unexpected if strict else [])
+        return IncompatibleKeys(missing, unexpected)
+
+    def set_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Set the named parameters, converted to the layer's dtype; the others keep their values.
+
+        Raises RuntimeError for names the layer has not and for arrays of another shape, and leaves the layer as it was.
+        """
+        argument = f"{type(self).__name__}.set_parameters parameters"
+        given = _as_mapping(argument, parameters)
+        self._replace(argument, given, [], [name for name in given if name not in self._weights.parameters])
+
+    def _replace(self, argument: str, given: Mapping[str, Any], missing: list[str], unexpected: list[str]) -> None:
+        """Start a new version of the weights with the arrays in `given`, or raise an error that lists all problems."""
+        old = self._weights
+        arrays = {name: as_array(f"{argument}[{name!r}]", given[name]) for name in old.parameters if name in given}
+        problems = [f"Missing key(s): {_quoted(missing)}"] if missing else []
+        problems += [f"Unexpected key(s): {_quoted(unexpected)}"] if unexpected else []
+        for name, array in arrays.items():
+            if array.shape != old.parameters[name].shape:
+                problems.append(f"size mismatch for {name}: expected {old.parameters[name].shape}, got {array.shape}")
+            if array.dtype.kind == "c":
+                problems.append(f"complex numbers in {name}")
+        if problems:
+            raise RuntimeError(message(argument, f"the parameters of {self!r}", "; ".join(problems)))
+        copies = {name: np.array(array, old.dtype, order="C") for name, array in arrays.items()}
+        self._weights = Weights({**old.parameters, **copies})
+
+    def to(self: Self, dtype: npt.DTypeLike) -> Self:
+        """Convert all parameters to float32 or float64 (else TypeError), in place; returns the layer."""
+        found = float_dtype(f"{type(self).__name__}.to dtype", dtype)
+        if found != self.dtype:
+            self._weights = Weights({name: array.astype(found) for name, array in self.named_parameters()})
+        return self
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Set training mode, in which dropout is applied; returns the layer. Layers start in training mode."""
+        if not isinstance(mode, bool):
+            raise ValueError(f"{type(self).__name__}: training mode is expected to be boolean, got {mode!r}")
+        self.training = mode
+        return self
+
+    def eval(self: Self) -> Self:
+        """Leave training mode: no dropout; returns the layer."""
+        return self.train(False)
+
+    def __getattr__(self, name: str) -> Array:
+        weights = self.__dict__.get("_weights")
+        if weights is None or name not in weights.parameters:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        array: Array = weights.parameters[name]
+        return array
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A kernel trusts the sizes: they stay what the parameters were made for.
+        if name in self._FIXED and name in self.__dict__:
+            raise AttributeError(f"{type(self).__name__}.{name} cannot change after construction")
+        weights = self.__dict__.get("_weights")
+        if weights is not None and name in weights.parameters:
+            raise AttributeError(f"{type(self).__name__}.{name} is read-only: use set_parameters({{{name!r}: ...}})")
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._weights.parameters]
+
+
+def common_dtype(parameters: Mapping[str, Array]) -> np.dtype[Any]:
+    """Return the dtype for a layer with these parameters: float64 if any of them is, else float32."""
+    return np.dtype(np.float64 if any(array.dtype == np.float64 for array in parameters.values()) else np.float32)
+
+
+def _as_mapping(argument: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(message(argument, "a mapping of names to arrays", type(value).__name__))
+    return value
+
+
+def _quoted(names: list[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)

@@ -1,0 +1,230 @@
+"""The LSTM layer: torch.nn.LSTM's constructor, parameters, inputs and outputs, on the engine of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from nblstm.arrays import Array
+from nblstm.engine.packing import DirectionWeights, pack_lstm_direction
+from nblstm.engine.run import run_lstm
+from nblstm.layers.base import common_dtype
+from nblstm.layers.recurrent import RecurrentLayer
+from nblstm.sequences import PackedLike, PackedSequence
+from nblstm.weights.names import find_recurrent_layer
+
+
+def pack_parameters(parameters: Mapping[str, Array], suffix: str) -> DirectionWeights:
+    """Pack the parameters of one layer and direction, whose names end with `suffix`."""
+    return pack_lstm_direction(
+        parameters[f"weight_ih{suffix}"],
+        parameters[f"weight_hh{suffix}"],
+        parameters.get(f"bias_ih{suffix}"),
+        parameters.get(f"bias_hh{suffix}"),
+        parameters.get(f"weight_hr{suffix}"),
+    )
+
+
+class LSTM(RecurrentLayer):
+    """A long short-term memory network of one or more layers in one or two directions, as ``torch.nn.LSTM``.
+
+    The equations, and where they come from, stand in `nblstm.reference.lstm_step`. The layer's own parameters are
+    attributes, read-only arrays with torch's names. For each layer l, and then again with the ending ``_reverse``:
+    ``weight_ih_l`` (4H, I), or (4H, D*P) if l > 0; ``weight_hh_l`` (4H, P); ``bias_ih_l`` and ``bias_hh_l`` (4H,);
+    with a projection ``weight_hr_l`` (P, H). The 4H rows are those of the gates i, f, g, o. All start from
+    U(-1/sqrt(H), 1/sqrt(H)).
+
+    Parameters
+    ----------
+    input_size : int
+        I, the features of an input step.
+    hidden_size : int
+        H, the hidden units of a layer and direction.
+    num_layers : int
+        L; layer l > 0 reads the output of layer l - 1.
+    bias : bool
+        False: no ``bias_ih`` and ``bias_hh``.
+    batch_first : bool
+        True: input and output are (B, T, ...) instead of (T, B, ...); states are not concerned.
+    dropout : float
+        Probability with which an output of a layer but the last is set to zero, in training mode alone.
+    bidirectional : bool
+        True: D = 2 directions, their outputs side by side; else D = 1.
+    proj_size : int
+        P, the size of h after a projection; 0: no projection, and P = H.
+    dtype : dtype
+        float32 or float64: the type of parameters, inputs and outputs.
+    seed : int, optional
+        Determines the initial parameters and the dropout masks; None: different ones each time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of another type or out of range, where torch.nn.LSTM raises the same.
+
+    Warns
+    -----
+    UserWarning
+        Dropout where no layer follows, as in torch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> lstm = LSTM(input_size=10, hidden_size=20, num_layers=2, seed=0)
+    >>> output, (h_n, c_n) = lstm(np.zeros((5, 3, 10), np.float32))
+    >>> output.shape, h_n.shape, c_n.shape
+    ((5, 3, 20), (2, 3, 20), (2, 3, 20))
+    """
+
+    _GATES = 4
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, dtype, seed
+        )
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state_dict: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        batch_first: bool = False,
+        dtype: npt.DTypeLike | None = None,
+    ) -> LSTM:
+        """Build the layer whose parameters are in `state_dict`; their shapes say how large and of what kind it is.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array
+            The parameters of this layer, or of a whole model around it.
+        prefix : str
+            What stands before ``weight_ih_l0`` in the names, ``"encoder.lstm."``. Not needed if the mapping has but
+            one LSTM.
+        batch_first : bool
+            As in the constructor: no weight tells it.
+        dtype : dtype, optional
+            None: that of the weights, and float32 where they are narrower.
+
+        Raises
+        ------
+        ValueError
+            No LSTM has that prefix, or more than one; the error lists all that there are.
+
+        Examples
+        --------
+        >>> source = LSTM(3, 4, bidirectional=True, seed=0)
+        >>> LSTM.from_state_dict({"encoder." + name: array for name, array in source.state_dict().items()})
+        LSTM(3, 4, bidirectional=True)
+        """
+        found = find_recurrent_layer(state_dict, prefix)
+        layer = cls(
+            found.input_size,
+            found.hidden_size,
+            found.num_layers,
+            bias=found.bias,
+            batch_first=batch_first,
+            bidirectional=found.bidirectional,
+            proj_size=found.proj_size,
+            dtype=common_dtype(found.parameters) if dtype is None else dtype,
+        )
+        layer.load_state_dict(found.parameters)
+        return layer
+
+    @overload
+    def __call__(
+        self,
+        x: PackedLike,
+        hx: tuple[Any, Any] | None = None,
+        *,
+        lengths: None = None,
+        out: Array | None = None,
+        dropout_call: int | None = None,
+    ) -> tuple[PackedSequence, tuple[Array, Array]]: ...
+
+    @overload
+    def __call__(
+        self,
+        x: Any,
+        hx: tuple[Any, Any] | None = None,
+        *,
+        lengths: Any = None,
+        out: Array | None = None,
+        dropout_call: int | None = None,
+    ) -> tuple[Array, tuple[Array, Array]]: ...
+
+    def __call__(
+        self,
+        x: Any,
+        hx: tuple[Any, Any] | None = None,
+        *,
+        lengths: Any = None,
+        out: Array | None = None,
+        dropout_call: int | None = None,
+    ) -> tuple[Any, Any]:
+        """Run the network over whole sequences.
+
+        Parameters
+        ----------
+        x : array or PackedSequence
+            (T, B, I), (B, T, I) if `batch_first`, or (T, I) unbatched; of the layer's dtype. Anything that is an array
+            to NumPy, or has ``__dlpack__``, or holds such arrays as a packed sequence. Never written to.
+        hx : (array, array), optional
+            h_0 (L*D, B, P) and c_0 (L*D, B, H), without B if x is unbatched. None: zeros.
+        lengths : (B,) whole numbers, optional
+            The valid steps of each row of a padded x, from 1 to T. What stands past them is never read.
+        out : array, optional
+            Where to write the output: any strides, but no memory in common with x and hx.
+        dropout_call : int, optional
+            The number of the dropout mask, from 0 to 2**64 - 1. None: the next one of this layer.
+
+        Returns
+        -------
+        output : array or PackedSequence
+            (T, B, D*P), (B, T, D*P), (T, D*P) or packed, as x is; zero past each row's length.
+        (h_n, c_n) : (array, array)
+            Shaped like h_0 and c_0; the states at each row's last valid step.
+
+        Raises
+        ------
+        ValueError
+            Another number of axes, another dtype, an `out` that cannot be written to, lengths beyond T.
+        RuntimeError
+            Other sizes than these, T = 0, lengths below 1.
+        TypeError
+            Something that is no array of numbers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> lstm = LSTM(2, 3, batch_first=True, seed=0)
+        >>> x = np.ones((2, 5, 2), np.float32)
+        >>> output, (h_n, c_n) = lstm(x, lengths=[5, 2])
+        >>> bool((output[1, 1] == h_n[0, 1]).all()), float(abs(output[1, 2:]).max())
+        (True, 0.0)
+        """
+        weights = self._weights
+        call = self._prepare(weights.dtype, (self.proj_size or self.hidden_size, self.hidden_size), x, hx, lengths, out)
+        dropout = self._dropout_of_call(dropout_call)
+        h_0, c_0 = call.states
+        return call.finish(*run_lstm(weights.packed(self._pack), call.x, call.layout, h_0, c_0, call.y, dropout))
+
+    def _pack(self, parameters: Mapping[str, Array]) -> list[list[DirectionWeights]]:
+        """Return the parameters as the panels that the kernels read, by layer and direction."""
+        return [[pack_parameters(parameters, suffix) for suffix in suffixes] for suffixes in self._suffixes()]

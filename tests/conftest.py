@@ -1,0 +1,47 @@
+"""Fixtures of all tests: the registry's cases, torch where it is installed, the peer that errors are compared with."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import cases
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# Compilation may fall into any example; and a failure should look the same to everyone.
+settings.register_profile("nblstm", deadline=None, derandomize=True)
+settings.load_profile("nblstm")
+
+
+@pytest.fixture(params=cases.CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> cases.Case:
+    """Each case of the registry in turn."""
+    found: cases.Case = request.param
+    return found
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> Any:
+    """Each dtype that the kernels compute in."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    """PyTorch on one thread; tests that need it are skipped where it is not installed."""
+    module = pytest.importorskip("torch")
+    module.set_num_threads(1)
+    return module
+
+
+@pytest.fixture(scope="session")
+def peer() -> cases.Peer:
+    """Return what float32 errors are compared with: torch, or the reference in float32 where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return cases.float32_reference
+    torch.set_num_threads(1)
+    return partial(cases.torch_result, torch)

@@ -1,0 +1,292 @@
+"""LSTM gives the numbers of torch.nn.LSTM: every variant of layer and call, against the oracle and against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import Case, Peer, Result, assert_parity, assert_same_bits, oracle, random_inputs, torch_result, torch_twin
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nblstm
+from nblstm import LSTM
+from nblstm.arrays import Array
+
+
+@pytest.mark.parametrize("with_hx", [False, True], ids=["no hx", "hx"])
+def test_dense(case: Case, dtype: Any, with_hx: bool, peer: Peer) -> None:
+    layer = case.layer(dtype)
+    x, hx = case.inputs(dtype)
+    states = hx if with_hx else None
+    assert_parity(layer(x, states), oracle(layer, x, states), peer(layer, x, states, None))
+
+
+def test_lengths(case: Case, dtype: Any, peer: Peer) -> None:
+    layer = case.layer(dtype)
+    x, hx = case.inputs(dtype)
+    lengths = np.random.default_rng(3).integers(1, case.steps + 1, case.batch)
+    output, states = layer(x, hx, lengths=lengths)
+    assert_parity((output, states), oracle(layer, x, hx, lengths), peer(layer, x, hx, lengths))
+    for row, length in enumerate(lengths):
+        assert not output[length:, row].any()
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[LSTM, int, int, bool, list[int] | None]:
+    """Draw a layer of any kind and a call of any size: (layer, steps, batch, with hx, lengths)."""
+    hidden_size = draw(st.integers(1, 40))
+    layer = LSTM(
+        draw(st.integers(1, 40)),
+        hidden_size,
+        draw(st.integers(1, 3)),
+        bias=draw(st.booleans()),
+        bidirectional=draw(st.booleans()),
+        proj_size=draw(st.one_of(st.just(0), st.integers(0, hidden_size - 1))),
+        dtype=draw(st.sampled_from([np.float32, np.float64])),
+        seed=draw(st.integers(0, 2**32)),
+    )
+    steps, batch = draw(st.integers(1, 12)), draw(st.integers(1, 14))
+    lengths = draw(st.one_of(st.none(), st.lists(st.integers(1, steps), min_size=batch, max_size=batch)))
+    return layer, steps, batch, draw(st.booleans()), lengths
+
+
+@settings(max_examples=250)
+@given(call=calls(), seed=st.integers(0, 2**32), threads=st.sampled_from([1, 2]))
+def test_any_layer_and_call(peer: Peer, call: Any, seed: int, threads: int) -> None:
+    layer, steps, batch, with_hx, lengths = call
+    x, hx = random_inputs(layer, steps, batch, seed=seed)
+    states = hx if with_hx else None
+    with nblstm.num_threads(threads):
+        got = layer(x, states, lengths=lengths)
+    assert_parity(got, oracle(layer, x, states, lengths), peer(layer, x, states, lengths))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"num_layers": 2}, {"bidirectional": True}, {"proj_size": 8}], ids=str)
+def test_harsh_weights_over_a_whole_sequence(arguments: dict[str, Any], peer: Peer) -> None:
+    layer = LSTM(10, 30, **arguments, seed=4)
+    layer.set_parameters({name: 3 * array for name, array in layer.named_parameters()})
+    x, hx = random_inputs(layer, 100, 4)
+    assert_parity(layer(x, hx), oracle(layer, x, hx), peer(layer, x, hx, None))
+
+
+def test_harshest_weights_step_by_step(peer: Peer) -> None:
+    """At 30 times the usual weights a sequence is chaotic: each step starts from the oracle's state."""
+    layer = LSTM(10, 30, seed=5)
+    layer.set_parameters({name: 30 * array for name, array in layer.named_parameters()})
+    x, (h, c) = random_inputs(layer, 50, 4)
+    results: list[tuple[Result, Result, Result]] = []
+    for t in range(len(x)):
+        step = x[t : t + 1]
+        exact = oracle(layer, step, (h, c))
+        results.append((layer(step, (h, c)), exact, peer(layer, step, (h, c), None)))
+        h, c = (state.astype(np.float32) for state in exact[1])
+    assert_parity(*(_all_steps(by_step) for by_step in zip(*results, strict=True)))
+
+
+def _all_steps(by_step: Sequence[Result]) -> Result:
+    outputs, states = zip(*by_step, strict=True)
+    h_n, c_n = zip(*states, strict=True)
+    return np.concatenate(outputs), (np.concatenate(h_n), np.concatenate(c_n))
+
+
+def test_sequences_of_many_chunks(dtype: Any, peer: Peer) -> None:
+    """A stack of layers runs some thousand rows at a time."""
+    layer = LSTM(2, 3, num_layers=2, seed=6, dtype=dtype)
+    x, hx = random_inputs(layer, 5000, 2)
+    for lengths in (None, [4100, 3]):
+        assert_parity(layer(x, hx, lengths=lengths), oracle(layer, x, hx, lengths), peer(layer, x, hx, lengths))
+
+
+@pytest.mark.parametrize("with_hx", [False, True], ids=["no hx", "hx"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time first", "batch first"])
+def test_forms_of_input(case: Case, batch_first: bool, with_hx: bool) -> None:
+    """Batch first, unbatched, packed: the same numbers in other places."""
+    arguments = {**case.arguments, "batch_first": batch_first}
+    layer = LSTM(case.input_size, case.hidden_size, **arguments, seed=1)
+    x, hx = case.inputs()
+    x_user = x.swapaxes(0, 1) if batch_first else x
+    states = hx if with_hx else None
+    output, (h_n, c_n) = case.layer()(x, states)
+
+    got_output, got_states = layer(x_user, states)
+    assert_same_bits(got_output, output.swapaxes(0, 1) if batch_first else output)
+    assert_same_bits(got_states, (h_n, c_n))
+
+    row_states = None if states is None else (hx[0][:, 0], hx[1][:, 0])
+    row_result = layer(x[:, 0], row_states)
+    assert_same_bits(row_result, (output[:, 0], (h_n[:, 0], c_n[:, 0])))
+
+    packed = nblstm.pack_padded_sequence(x_user, [case.steps] * case.batch, batch_first)
+    packed_output, packed_states = layer(packed, states)
+    assert_same_bits(nblstm.pad_packed_sequence(packed_output)[0], output)
+    assert_same_bits(packed_states, (h_n, c_n))
+
+
+def test_against_torch_itself(case: Case, torch: Any, dtype: Any) -> None:
+    """The whole interface side by side: shapes of all that comes out, packed fields, values."""
+    layer = case.layer(dtype)
+    module = torch_twin(torch, layer)
+    x, hx = case.inputs(dtype)
+    lengths = np.random.default_rng(3).integers(1, case.steps + 1, case.batch)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(torch.tensor(x), torch.tensor(lengths), enforce_sorted=False)
+    with torch.inference_mode():
+        expected, states = module(packed, (torch.tensor(hx[0]), torch.tensor(hx[1])))
+    got, got_states = layer(packed, hx)
+    assert isinstance(got, nblstm.PackedSequence)
+    for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+        assert getattr(got, name).tolist() == getattr(expected, name).tolist()
+    tolerance = 1e-12 if dtype == np.float64 else 1e-6
+    np.testing.assert_allclose(got.data, expected.data.numpy(), rtol=0, atol=tolerance)
+    for state, expected_state in zip(got_states, states, strict=True):
+        np.testing.assert_allclose(state, expected_state.numpy(), rtol=0, atol=tolerance * 10)
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda x: np.asfortranarray(x),
+        lambda x: x[::-1].copy()[::-1],
+        lambda x: np.repeat(x, 2, axis=2)[:, :, ::2],
+        lambda x: np.ascontiguousarray(x.swapaxes(0, 2)).swapaxes(0, 2),
+        lambda x: np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape),
+    ],
+    ids=["Fortran order", "negative stride", "strided features", "features first", "unaligned"],
+)
+def test_memory_layout_does_not_matter(arrange: Any) -> None:
+    layer = LSTM(5, 8, seed=1)
+    x, hx = random_inputs(layer, 7, 3)
+    arranged, arranged_hx = arrange(x), (arrange(hx[0]), arrange(hx[1]))
+    for array in (arranged, *arranged_hx):
+        array.flags.writeable = False
+    before = arranged.copy()
+    assert_same_bits(layer(arranged, arranged_hx), layer(x, hx))
+    assert_same_bits(arranged, before)
+
+
+def test_one_row_stands_for_many() -> None:
+    layer = LSTM(5, 8, seed=1)
+    x, _ = random_inputs(layer, 7, 1)
+    same = np.broadcast_to(x, (7, 4, 5))
+    assert_same_bits(layer(same), layer(same.copy()))
+
+
+class OnlyDLPack:
+    """An array that shows nothing but ``__dlpack__``."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+
+def _assert_takes(convert: Any) -> None:
+    layer = LSTM(5, 8, seed=1, dtype=np.float64)
+    x, hx = random_inputs(layer, 7, 3)
+    lengths = np.array([2, 7, 4])
+    got = layer(convert(x), [convert(state) for state in hx], lengths=convert(lengths))
+    assert_same_bits(got, layer(x, hx, lengths=lengths))
+    packed = nblstm.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    converted = SimpleNamespace(**{name: convert(array) for name, array in packed._asdict().items()})
+    assert_same_bits(layer(converted, hx)[1], layer(packed, hx)[1])
+
+
+@pytest.mark.parametrize("convert", [np.ndarray.tolist, memoryview, OnlyDLPack], ids=["list", "memoryview", "dlpack"])
+def test_array_likes(convert: Any) -> None:
+    _assert_takes(convert)
+
+
+def test_torch_tensors(torch: Any) -> None:
+    _assert_takes(torch.tensor)
+
+
+def test_empty_batch(dtype: Any) -> None:
+    layer = LSTM(5, 8, 2, bidirectional=True, proj_size=3, dtype=dtype)
+    output, (h_n, c_n) = layer(np.zeros((4, 0, 5), dtype))
+    assert (output.shape, h_n.shape, c_n.shape) == ((4, 0, 6), (4, 0, 3), (4, 0, 8))
+    assert layer(np.zeros((4, 0, 5), dtype), (h_n, c_n), lengths=[])[0].shape == (4, 0, 6)
+
+
+def test_nan_stays_in_its_row_from_its_step_on(dtype: Any) -> None:
+    layer = LSTM(5, 17, num_layers=2, seed=1, dtype=dtype)
+    x, hx = random_inputs(layer, 7, 9)
+    clean, _ = layer(x, hx)
+    x[3, 4, 2] = np.nan
+    output, (h_n, _) = layer(x, hx)
+    assert np.isnan(output[3:, 4]).all()
+    assert np.isnan(h_n[:, 4]).all()
+    others = np.arange(9) != 4
+    assert_same_bits(output[:, others], clean[:, others])
+    assert_same_bits(output[:3], clean[:3])
+
+
+def test_padding_is_never_read(dtype: Any) -> None:
+    layer = LSTM(5, 17, num_layers=2, bidirectional=True, seed=1, dtype=dtype)
+    x, hx = random_inputs(layer, 7, 3)
+    lengths = [2, 7, 4]
+    clean = layer(x, hx, lengths=lengths)
+    for row, length in enumerate(lengths):
+        x[length:, row] = np.nan
+    assert_same_bits(layer(x, hx, lengths=lengths), clean)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 3e38, -3e38])
+def test_huge_values_saturate_as_in_torch(value: float, torch: Any) -> None:
+    layer = LSTM(1, 17, seed=1)
+    x, hx = random_inputs(layer, 6, 3)
+    x[2, 1, 0] = value
+    got, expected = layer(x, hx), torch_result(torch, layer, x, hx, None)
+    np.testing.assert_allclose(got[0], expected[0], rtol=0, atol=1e-6)
+    for state, expected_state in zip(got[1], expected[1], strict=True):
+        np.testing.assert_allclose(state, expected_state, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time first", "batch first"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda shape: np.full(shape, 7, np.float32),
+        lambda shape: np.full(shape, 7, np.float32, order="F"),
+        lambda shape: np.full((*shape[:2], 2 * shape[2]), 7, np.float32)[:, :, ::2],
+        lambda shape: np.full((shape[0], 2 * shape[1], shape[2]), 7, np.float32)[:, ::-2],
+    ],
+    ids=["dense", "Fortran order", "strided features", "strided rows"],
+)
+def test_out(make: Any, batch_first: bool) -> None:
+    """The output goes into the given memory, whatever its strides, and nowhere else."""
+    layer = LSTM(5, 8, batch_first=batch_first, bidirectional=True, seed=1)
+    x, hx = random_inputs(layer, 7, 3)
+    x = x.swapaxes(0, 1) if batch_first else x
+    expected = layer(x, hx)
+    whole = make((9, 9, 16))
+    out = whole[: x.shape[0], : x.shape[1]]
+    got, states = layer(x, hx, out=out)
+    assert got is out
+    assert_same_bits((got, states), expected)
+    assert (whole[x.shape[0] :] == 7).all()
+    assert (whole[:, x.shape[1] :] == 7).all()
+    assert whole.base is None or np.count_nonzero(whole.base == 7) >= whole.base.size - out.size
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_out_of_other_forms() -> None:
+    layer = LSTM(5, 8, seed=1)
+    x, hx = random_inputs(layer, 7, 3)
+    out = np.full((7, 3, 8), 7, np.float32)
+    expected = layer(x, hx, lengths=[2, 7, 4])
+    assert_same_bits(layer(x, hx, lengths=[2, 7, 4], out=out), expected)
+    packed = nblstm.pack_padded_sequence(x, [2, 7, 4], enforce_sorted=False)
+    rows = np.empty((13, 8), np.float32)
+    got, _ = layer(packed, hx, out=rows)
+    assert got.data is rows
+    assert_same_bits(tuple(got), tuple(layer(packed, hx)[0]))
+    single = np.matrix(np.empty((7, 8), np.float32))  # whose views are 2-D, whatever is asked for
+    layer(x[:, 0], out=single)
+    assert_same_bits(np.asarray(single), layer(x[:, 0])[0])
