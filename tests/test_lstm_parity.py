@@ -150,11 +150,12 @@ def test_against_torch_itself(case: Case, torch: Any, dtype: Any) -> None:
     [
         lambda x: np.asfortranarray(x),
         lambda x: x[::-1].copy()[::-1],
+        lambda x: x[:, :, ::-1].copy()[:, :, ::-1],
         lambda x: np.repeat(x, 2, axis=2)[:, :, ::2],
         lambda x: np.ascontiguousarray(x.swapaxes(0, 2)).swapaxes(0, 2),
         lambda x: np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape),
     ],
-    ids=["Fortran order", "negative stride", "strided features", "features first", "unaligned"],
+    ids=["Fortran order", "steps backwards", "features backwards", "strided features", "features first", "unaligned"],
 )
 def test_memory_layout_does_not_matter(arrange: Any) -> None:
     layer = LSTM(5, 8, seed=1)

@@ -80,14 +80,14 @@ def _gather_inputs(job, first, last, first_row, last_row, inputs):
         start = _entry_of(job.starts, t) * job.x_step
         for row in range(first_row, _alive(job, t, first_row, last_row)):
             source = job.x + (start + _entry_of(job.x_rows, row) * job.x_row) * inputs.itemsize
-            x = array_at(source, job.inputs * job.x_item, inputs[0])
             into = slot * job.input_stride
             if job.x_item == 1:
+                x = array_at(source, job.inputs, inputs[0])
                 for i in range(job.inputs):
                     inputs[into + i] = x[i]
-            else:
+            else:  # one address at a time: a negative index would count from the end of an array
                 for i in range(job.inputs):
-                    inputs[into + i] = x[i * job.x_item]
+                    inputs[into + i] = array_at(source + i * job.x_item * inputs.itemsize, 1, inputs[0])[0]
             slot += 1
     return slot
 
