@@ -10,11 +10,16 @@ LSTM_GATES = 4
 
 
 @function
-def lstm_cell(i, f, g, o, c):
-    """Return (h, c) of the next step from the sums of the four gates and the cell state.
+def lstm_cell_state(i, f, g, c):
+    """Return c' = sigmoid(f) c + sigmoid(i) tanh(g) from the sums of three gates and the cell state.
 
     S. Hochreiter and J. Schmidhuber, Long Short-Term Memory, Neural Computation 9(8), 1997, with the forget gate of
-    F. Gers et al., Learning to Forget, 2000:   c' = sigmoid(f) c + sigmoid(i) tanh(g)     h' = sigmoid(o) tanh(c')
+    F. Gers et al., Learning to Forget, 2000.
     """
-    c = fma(sigmoid(f), c, sigmoid(i) * tanh(g))
-    return sigmoid(o) * tanh(c), c
+    return fma(sigmoid(f), c, sigmoid(i) * tanh(g))
+
+
+@function
+def lstm_hidden_state(o, c):
+    """Return h' = sigmoid(o) tanh(c') from the sum of the output gate and the next cell state."""
+    return sigmoid(o) * tanh(c)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nblstm.kernels.cells import LSTM_GATES, lstm_cell
+from nblstm.kernels.cells import LSTM_GATES, lstm_cell_state, lstm_hidden_state
 from nblstm.kernels.job import JOB, ROWS, job_at
 from nblstm.kernels.matmul import Panels, Rows, broadcast_bias, multiply_add, panel_width
 from nblstm.kernels.policy import function, inlined, worker
@@ -109,19 +109,20 @@ def _apply_cell(gates, first_block, last_block, rows, c, h):
     h      out    Rows; all whole vectors, so up to the padding beyond unit H
     """
     lanes = lanes_of(h.array)
+    # Two passes: in one, the 150 cycles from the gates over c to h are longer than the CPU can look ahead to the next
+    # vector, which takes 30 ns then; 22 ns in two.
     for block in range(first_block, last_block):
         i = block * LSTM_GATES
         for row in range(rows):
-            place = row * c.stride + c.start + block * lanes
-            h_next, c_next = lstm_cell(
-                _gate(gates, i, row),
-                _gate(gates, i + 1, row),
-                _gate(gates, i + 2, row),
-                _gate(gates, i + 3, row),
-                load(c.array, place),
-            )
-            store(c.array, place, c_next)
-            store(h.array, row * h.stride + h.start + block * lanes, h_next)
+            c_place = c.start + row * c.stride + block * lanes
+            c_before = load(c.array, c_place)
+            c_next = lstm_cell_state(_gate(gates, i, row), _gate(gates, i + 1, row), _gate(gates, i + 2, row), c_before)
+            store(c.array, c_place, c_next)
+    for block in range(first_block, last_block):
+        o = block * LSTM_GATES + 3
+        for row in range(rows):
+            c_next = load(c.array, c.start + row * c.stride + block * lanes)
+            store(h.array, h.start + row * h.stride + block * lanes, lstm_hidden_state(_gate(gates, o, row), c_next))
 
 
 @function
