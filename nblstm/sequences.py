@@ -31,6 +31,12 @@ class PackedSequence(NamedTuple):
         (B,) int64: packed row r is row ``sorted_indices[r]`` of the batch; None: row r.
     unsorted_indices : array or None
         (B,) int64: the inverse permutation.
+
+    Examples
+    --------
+    >>> packed = pack_sequence([np.array([1.0, 2.0, 3.0]), np.array([10.0])])
+    >>> packed.data.tolist(), packed.batch_sizes.tolist()
+    ([1.0, 10.0, 2.0, 3.0], [2, 1, 1])
     """
 
     data: Array

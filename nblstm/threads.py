@@ -44,6 +44,10 @@ def get_num_threads() -> int:
     """Return how many threads one call may use.
 
     At first that is the number of cores this process may run on, or ``NUMBA_NUM_THREADS`` where that is smaller.
+
+    >>> import nblstm
+    >>> nblstm.get_num_threads() >= 1
+    True
     """
     return _num_threads or max(1, min(_available(), int(numba.config.NUMBA_NUM_THREADS)))
 

@@ -69,7 +69,7 @@ def test_a_change_in_another_file_is_seen(tmp_path):
     before, _ = call(cache, root=tmp_path)
     cells = copy / "kernels" / "cells.py"
     text = cells.read_text()
-    changed = text.replace("return sigmoid(o) * tanh(c), c", "return sigmoid(o) * tanh(c) * 0.5, c")
+    changed = text.replace("return sigmoid(o) * tanh(c)\n", "return sigmoid(o) * tanh(c) * 0.5\n")
     assert changed != text
     cells.write_text(changed)
     after, _ = call(cache, root=tmp_path)

@@ -18,8 +18,8 @@ from nblstm.kernels.dropout import drop_units
 from nblstm.kernels.job import FIELDS, JOB, ROWS
 from nblstm.kernels.recurrence import lstm_float32, lstm_float64
 
-# Rows that pass through all layers of a stack before the next ones begin: the buffer between two layers holds them.
-_ROWS_OF_A_CHUNK = 4096
+# Bytes of output that one layer hands to the next at once: the most that lies between two layers, however long T is.
+_CHUNK_BYTES = 1 << 21
 
 
 class SequenceLayout(NamedTuple):
@@ -77,7 +77,7 @@ def run_lstm(
         y[...] = 0
     if layout.batch == 0 or y.size == 0:
         return h_n, c_n
-    chunks = _chunks(layout) if len(weights) > 1 and directions == 1 else [(0, layout.steps)]
+    chunks = _chunks(layout, y) if len(weights) > 1 and directions == 1 else [(0, layout.steps)]
     for begin, end in chunks:
         part, x_part, y_part = layout, x, y
         if end - begin < layout.steps:
@@ -99,9 +99,9 @@ def _state(initial: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) 
     return np.zeros(shape, dtype) if initial is None else np.array(initial, dtype, order="C")
 
 
-def _chunks(layout: SequenceLayout) -> Iterator[tuple[int, int]]:
+def _chunks(layout: SequenceLayout, y: Array) -> Iterator[tuple[int, int]]:
     """Cut the steps so that what lies between two layers does not grow with T."""
-    length = max(1, _ROWS_OF_A_CHUNK // layout.batch)
+    length = max(1, _CHUNK_BYTES // (layout.batch * y.shape[-1] * y.itemsize))
     for begin in range(0, layout.steps, length):
         yield begin, min(begin + length, layout.steps)
 

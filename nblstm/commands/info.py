@@ -1,0 +1,75 @@
+"""``python -m nblstm info``: what nblstm runs on: versions, CPU, threads, kernel cache, peers.
+
+It compiles nothing and starts no threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+import llvmlite.binding
+import numba
+from numba.core.caching import FunctionCache
+
+from nblstm import __version__, get_num_threads
+from nblstm.commands.timing import is_installed
+from nblstm.kernels import policy
+
+PEERS = ("torch", "onnxruntime", "openvino")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments: none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a line for each fact."""
+    facts = {
+        "nblstm": f"{__version__} in {Path(policy.__file__).parent.parent}",
+        "Python": f"{platform.python_version()} on {platform.platform()}",
+        **{name: _version(name) for name in ("numba", "llvmlite", "numpy")},
+        "CPU": cpu(),
+        "threads": f"{get_num_threads()} a call at most, of {os.cpu_count()} in the machine",
+        "threading layer": threading_layer(),
+        "kernel cache": kernel_cache(),
+        "peers": ", ".join(f"{name} {_version(name)}" for name in PEERS),
+    }
+    for name, fact in facts.items():
+        print(f"{name:16} {fact}")
+    return 0
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def cpu() -> str:
+    """Return the CPU that kernels are compiled for, and the vectors that they use."""
+    multiply_add = "with" if policy.HAS_FMA else "without"
+    name = llvmlite.binding.get_host_cpu_name()
+    return f"{name}: vectors of {8 * policy.VECTOR_BYTES} bits, {multiply_add} fused multiply-add"
+
+
+def threading_layer() -> str:
+    """Return which of Numba's threading layers is asked for, and which are there; none is loaded to find out."""
+    pools = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
+    present = [name for name, module in pools.items() if is_installed(f"numba.np.ufunc.{module}")]
+    return f"{numba.config.THREADING_LAYER}; built into this Numba: {', '.join(present)}"
+
+
+def kernel_cache() -> str:
+    """Return where compiled kernels are kept, and how many and how large they are."""
+    try:
+        folder = Path(FunctionCache(policy.lanes).cache_path)
+    except RuntimeError as error:  # Numba's way to say: no folder to write to
+        return f"none: {error}"
+    entries = list(folder.glob("*.nbc"))
+    size = sum(entry.stat().st_size for entry in entries)
+    return f"{folder}: {len(entries)} kernels, {size / 1e6:.1f} MB"
