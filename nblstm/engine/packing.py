@@ -7,8 +7,7 @@ padded to whole vectors with zero weights, whose results are never read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,16 +41,8 @@ class DirectionWeights:
     bias: Array
     recurrent_panels: Array
     projection_panels: Array | None
-
-    @cached_property
-    def fields(self) -> dict[str, int]:
-        """Return the fields of a job that say where the weights lie (nblstm.kernels.job)."""
-        return {
-            "input_weights": self.input_panels.ctypes.data,
-            "bias": self.bias.ctypes.data,
-            "recurrent_weights": self.recurrent_panels.ctypes.data,
-            "projection_weights": 0 if self.projection_panels is None else self.projection_panels.ctypes.data,
-        }
+    # What `nblstm.engine.jobs` has worked out for calls of some sizes; forgotten with the weights.
+    job_templates: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def unit_blocks(self) -> int:

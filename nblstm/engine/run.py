@@ -10,12 +10,11 @@ import numpy as np
 from nblstm import threads
 from nblstm.arrays import Array
 from nblstm.engine import plan as planning
+from nblstm.engine.jobs import Places, fill_jobs, job_template
 from nblstm.engine.packing import DirectionWeights, aligned_empty
-from nblstm.engine.plan import Plan
-from nblstm.engine.workspace import workspace_of
 from nblstm.kernels import team
 from nblstm.kernels.dropout import drop_units
-from nblstm.kernels.job import FIELDS, JOB, ROWS
+from nblstm.kernels.job import ROWS
 from nblstm.kernels.recurrence import lstm_float32, lstm_float64
 
 # Bytes of output that one layer hands to the next at once: the most that lies between two layers, however long T is.
@@ -143,64 +142,54 @@ def _run_layer(layer: list[DirectionWeights], x: Array, layout: SequenceLayout, 
     plan = planning.choose(first, len(layer), layout.steps, layout.batch, threads.get_num_threads())
     if plan.threads > 1 and threads.usable() < plan.threads:
         plan = planning.choose(first, len(layer), layout.steps, layout.batch, threads.usable())
-    tables = _tables(layout)
-    workspace = workspace_of(first, plan, layout.steps, layout.batch)
-    memory = aligned_empty(len(layer) * workspace.total, first.dtype)
-    itemsize = memory.itemsize
-    jobs = np.zeros(len(layer), JOB)
-    for direction, weights in enumerate(layer):
-        fields = {
-            **_call_fields(weights, plan, layout, direction),
-            **_array_fields(x, y, h[direction], c[direction], layout, direction * weights.outputs),
-            **{name: table.ctypes.data for name, table in tables.items()},
-            **weights.fields,
-            **workspace.fields(memory.ctypes.data + direction * workspace.total * itemsize, itemsize),
-        }
-        jobs[direction] = tuple(fields.get(name, 0) for name in FIELDS)
-    steps = 1 if plan.split == ROWS else int(jobs["stages"][0])
+    template = job_template(layer, plan, layout.steps, layout.batch)
+    workspace = aligned_empty(len(layer) * template.workspace, first.dtype)
+    tables = _Tables.of(layout)
+    jobs = fill_jobs(
+        template, _places(x, y, h, c, tables, layout.packed), workspace, h.shape[1], first.outputs, first.units
+    )
+    steps = 1 if plan.split == ROWS else template.stages
     worker = lstm_float32 if first.dtype == np.float32 else lstm_float64
     team.run(worker.address, jobs.ctypes.data, len(layer) * plan.parts, steps, plan.threads)
 
 
-def _tables(layout: SequenceLayout) -> dict[str, Array]:
-    """Return the index tables of a job; the caller keeps them alive while the job runs."""
-    sizes = layout.batch_sizes
-    starts = np.cumsum(sizes) - sizes if layout.packed and sizes is not None else None
-    tables = {"starts": starts, "batch_sizes": sizes, "x_rows": layout.rows, "state_rows": layout.states}
-    return {name: table for name, table in tables.items() if table is not None}
+class _Tables(NamedTuple):
+    """The index tables of a job, int64; they must outlive it."""
+
+    starts: Array | None
+    batch_sizes: Array | None
+    x_rows: Array | None
+    state_rows: Array | None
+
+    @classmethod
+    def of(cls, layout: SequenceLayout) -> _Tables:
+        sizes = layout.batch_sizes
+        starts = np.cumsum(sizes) - sizes if layout.packed and sizes is not None else None
+        return cls(starts, sizes, layout.rows, layout.states)
 
 
-def _call_fields(weights: DirectionWeights, plan: Plan, layout: SequenceLayout, direction: int) -> dict[str, int]:
-    """Return the fields of a job that say what is computed, and how it is split."""
-    return {
-        "steps": layout.steps,
-        "rows": layout.batch,
-        "inputs": weights.inputs,
-        "units": weights.units,
-        "outputs": weights.outputs,
-        "unit_blocks": weights.unit_blocks,
-        "reverse": direction,
-        "split": plan.split,
-        "parts": plan.parts,
-        "stages": 1 + layout.steps * (1 if weights.projection_panels is None else 2),
-    }
+def _places(x: Array, y: Array, h: Array, c: Array, tables: _Tables, packed: bool) -> Places:
+    """Return where the arrays of a call lie. Packed: a step begins `starts` rows from the first one."""
+    item = x.itemsize
+    x_strides, y_strides = x.strides, y.strides
+    if packed:
+        x_strides, y_strides = (x_strides[0], *x_strides), (y_strides[0], *y_strides)
+    return Places(
+        x=x.ctypes.data,
+        x_step=x_strides[0] // item,
+        x_row=x_strides[1] // item,
+        x_item=x_strides[2] // item,
+        y=y.ctypes.data,
+        y_step=y_strides[0] // item,
+        y_row=y_strides[1] // item,
+        starts=_address(tables.starts),
+        batch_sizes=_address(tables.batch_sizes),
+        x_rows=_address(tables.x_rows),
+        state_rows=_address(tables.state_rows),
+        h_n=h.ctypes.data,
+        c_n=c.ctypes.data,
+    )
 
 
-def _array_fields(x: Array, y: Array, h: Array, c: Array, layout: SequenceLayout, column: int) -> dict[str, int]:
-    """Return the fields of a job that say where the caller's arrays lie; y from `column` of its last axis on."""
-    x_strides, y_strides = ([stride // x.itemsize for stride in array.strides] for array in (x, y))
-    if layout.packed:
-        x_strides, y_strides = [x_strides[0], *x_strides], [y_strides[0], *y_strides]
-    return {
-        "x": x.ctypes.data,
-        "x_step": x_strides[0],
-        "x_row": x_strides[1],
-        "x_item": x_strides[2],
-        "y": y.ctypes.data + column * y.itemsize,
-        "y_step": y_strides[0],
-        "y_row": y_strides[1],
-        "h_0": h.ctypes.data,
-        "c_0": c.ctypes.data,
-        "h_n": h.ctypes.data,
-        "c_n": c.ctypes.data,
-    }
+def _address(table: Array | None) -> int:
+    return 0 if table is None else table.ctypes.data

@@ -14,7 +14,7 @@ from nblstm.kernels.tile import PANEL_VECTORS
 
 
 class Workspace(NamedTuple):
-    """Sizes and strides in elements; the fields of a job of the same names (nblstm.kernels.job)."""
+    """The fields of a job of the same names (nblstm.kernels.job): starts, sizes and strides in elements."""
 
     block: int
     gates: int
@@ -29,23 +29,12 @@ class Workspace(NamedTuple):
     c_stride: int
     m: int
 
-    @property
-    def total(self) -> int:
-        """Return the size of all parts together."""
-        return self.gates + self.inputs_block + self.h + self.c + self.m
 
-    def fields(self, address: int, itemsize: int) -> dict[str, int]:
-        """Return the fields of a job for a workspace that begins at `address`."""
-        fields = self._asdict()
-        for name in ("gates", "inputs_block", "h", "c", "m"):
-            size = fields[name]
-            fields[name] = address if size else 0
-            address += size * itemsize
-        return fields
+def workspace_of(weights: DirectionWeights, plan: Plan, steps: int, rows: int) -> tuple[Workspace, int]:
+    """Return how the scratch memory for `rows` rows of the batch is laid out, and its size in elements.
 
-
-def workspace_of(weights: DirectionWeights, plan: Plan, steps: int, rows: int) -> Workspace:
-    """Return what `rows` rows of the batch need. It does not grow with the number of steps beyond a block."""
+    It does not grow with the number of steps beyond a block.
+    """
     itemsize = weights.dtype.itemsize
     vector = lanes(itemsize)
     projects = weights.projection_panels is not None
@@ -64,20 +53,26 @@ def workspace_of(weights: DirectionWeights, plan: Plan, steps: int, rows: int) -
     input_stride = _odd_lines(weights.inputs, itemsize)
     c_stride = _odd_lines(weights.unit_blocks * vector, itemsize)
     h_stride = _odd_lines(weights.outputs, itemsize) if projects else c_stride
-    return Workspace(
+    inputs_size = block * slice_rows * input_stride
+    inputs_start = plan.parts * gates_size
+    h_start = inputs_start + plan.parts * inputs_size
+    c_start = h_start + 2 * rows * h_stride
+    m_start = c_start + rows * c_stride
+    workspace = Workspace(
         block=block,
-        gates=plan.parts * gates_size,
+        gates=0,
         gates_size=gates_size,
         products_start=products_start,
-        inputs_block=plan.parts * block * slice_rows * input_stride,
-        inputs_block_size=block * slice_rows * input_stride,
+        inputs_block=inputs_start,
+        inputs_block_size=inputs_size,
         input_stride=input_stride,
-        h=2 * rows * h_stride,
+        h=h_start,
         h_stride=h_stride,
-        c=rows * c_stride,
+        c=c_start,
         c_stride=c_stride,
-        m=rows * c_stride if projects else 0,
+        m=m_start,
     )
+    return workspace, m_start + (rows * c_stride if projects else 0)
 
 
 def _lines(elements: int, itemsize: int) -> int:

@@ -19,19 +19,38 @@ from numba.extending import intrinsic
 ROWS, UNITS = 0, 1
 
 FIELDS = (
-    # Sizes.
+    # What depends on the sizes and the plan alone.
     "steps",  # T
     "rows",  # B
     "inputs",  # I
     "units",  # H
     "outputs",  # P
     "unit_blocks",  # H in vectors, rounded up
-    "reverse",  # 1: from the last step to the first
-    # How the call is split: `parts` slices of this direction, over ROWS of the batch or over UNITS.
-    "split",
-    "parts",
+    "split",  # over ROWS of the batch or over UNITS
+    "parts",  # into how many slices
     "stages",  # 1 + T, or 1 + 2 T with a projection
+    # Weights, packed (nblstm.engine.packing).
+    "input_weights",
+    "bias",
+    "recurrent_weights",
+    "projection_weights",  # 0: no projection
+    # Workspace (nblstm.engine.workspace): where each buffer begins, in elements. Every part has a region of its own of
+    # the first two; the states are common.
     "block",  # steps whose input is projected at once
+    "gates",
+    "gates_size",
+    "products_start",  # where the products of the projection begin in a region of gates
+    "inputs_block",
+    "inputs_block_size",
+    "input_stride",  # elements from one row of an inputs block to the next
+    "h",  # (2, B, h_stride): read one, write the other, in turns
+    "h_stride",
+    "c",  # (B, c_stride)
+    "c_stride",
+    "m",  # (B, c_stride): o * tanh(c) before the projection
+    # What depends on the call.
+    "reverse",  # 1: from the last step to the first
+    "workspace",
     # Input x[t, b, i] at x + start(t) * x_step + row * x_row + i * x_item, and the output's y alike.
     "x",
     "x_step",
@@ -44,28 +63,9 @@ FIELDS = (
     "batch_sizes",  # (T,) rows alive at a step, never more than at the step before; 0: all
     "x_rows",  # (B,) where the kernel's row r lies in x and y, 0: at r
     "state_rows",  # (B,) where it lies in the states, 0: at r
-    # States, contiguous: (B, P) or (B, H). A final state may lie where the initial one does.
-    "h_0",
-    "c_0",
+    # States, (B, P) and (B, H) contiguous: initial ones at first, final ones in the end.
     "h_n",
     "c_n",
-    # Weights, packed (nblstm.engine.packing).
-    "input_weights",
-    "bias",
-    "recurrent_weights",
-    "projection_weights",  # 0: no projection
-    # Workspace, a region of each for every part but the states, which are common.
-    "gates",
-    "gates_size",
-    "products_start",  # where the products of the projection begin in a region of gates
-    "inputs_block",
-    "inputs_block_size",
-    "input_stride",  # elements from one row of an inputs block to the next
-    "h",  # (2, B, h_stride): read one, write the other, in turns
-    "h_stride",
-    "c",  # (B, c_stride)
-    "c_stride",
-    "m",  # (B, c_stride): o * tanh(c) before the projection; 0: no projection
 )
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
 

@@ -156,7 +156,7 @@ def _keep_final(job, s, first_row, last_row, state, target, columns, first, last
 
 @function
 def _set_initial(job, initial, columns, first_row, last_row, state):
-    """Set rows [first_row, last_row) of the state of the whole batch to h_0 or c_0 at `initial`; padding to zeros.
+    """Set rows [first_row, last_row) of the state of the whole batch to those at `initial`; padding to zeros.
 
     state  out  Rows
     """
@@ -175,8 +175,8 @@ def _begin(job, first_row, last_row, h, c):
     """Set both h buffers (rows of shorter sequences join the reverse direction at any step) and c."""
     for buffer in range(2):
         rows = Rows(h, buffer * job.rows * job.h_stride, job.h_stride)
-        _set_initial(job, job.h_0, job.outputs, first_row, last_row, rows)
-    _set_initial(job, job.c_0, job.units, first_row, last_row, Rows(c, _ZERO, job.c_stride))
+        _set_initial(job, job.h_n, job.outputs, first_row, last_row, rows)
+    _set_initial(job, job.c_n, job.units, first_row, last_row, Rows(c, _ZERO, job.c_stride))
 
 
 @inlined
@@ -279,11 +279,13 @@ def _lstm_slice(first_job, piece, step, like):
     parts = job_at(first_job).parts
     job = job_at(first_job + (piece // parts) * _JOB_SIZE)
     part = piece % parts
-    h = array_at(job.h, 2 * job.rows * job.h_stride, like)
-    gates = array_at(job.gates + part * job.gates_size * h.itemsize, job.gates_size, like)
-    inputs = array_at(job.inputs_block + part * job.inputs_block_size * h.itemsize, job.inputs_block_size, like)
-    c = array_at(job.c, job.rows * job.c_stride, like)
-    m = array_at(job.m, job.rows * job.c_stride, like)
+    item = array_at(job.workspace, 1, like).itemsize
+    h = array_at(job.workspace + job.h * item, 2 * job.rows * job.h_stride, like)
+    c = array_at(job.workspace + job.c * item, job.rows * job.c_stride, like)
+    m = array_at(job.workspace + job.m * item, job.rows * job.c_stride, like)
+    gates = array_at(job.workspace + (job.gates + part * job.gates_size) * item, job.gates_size, like)
+    inputs_start = job.inputs_block + part * job.inputs_block_size
+    inputs = array_at(job.workspace + inputs_start * item, job.inputs_block_size, like)
     row_part, row_parts, unit_part, unit_parts = _ZERO, _ONE, part, parts
     first_stage, last_stage = step, step + 1
     if job.split == ROWS:
