@@ -9,9 +9,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 
 from nblstm import LSTM, reference
 from nblstm.arrays import Array
+from nblstm.engine import run
 
 Result = tuple[Array, tuple[Array, Array]]
 
@@ -157,3 +159,18 @@ def assert_same_bits(got: Any, expected: Any) -> None:
 
 def _flat(result: Result) -> tuple[Array, Array, Array]:
     return result[0], result[1][0], result[1][1]
+
+
+def in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let stacks of layers take a few rows at a time; return a list that gains the number of chunks of every call."""
+    counts: list[int] = []
+    cut = run._chunks
+
+    def counted(*arguments: Any) -> list[tuple[int, int]]:
+        chunks = list(cut(*arguments))
+        counts.append(len(chunks))
+        return chunks
+
+    monkeypatch.setattr(run, "_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(run, "_chunks", counted)
+    return counts

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Case, assert_same_bits, random_inputs
+from cases import Case, assert_same_bits, in_small_chunks, random_inputs
 
 import nblstm
 from nblstm import LSTM
@@ -117,10 +117,10 @@ def test_packed_is_padded_is_lengths_is_each_row_alone(layer: LSTM) -> None:
         assert_same_bits(layer(x[:length, rows], _rows(hx, rows)), (output[:length, rows], _rows(states, rows)))
 
 
-@pytest.mark.parametrize("steps", [30, 700])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one direction", "both directions"])
-def test_stack_is_layer_by_layer(steps: int, bidirectional: bool, dtype: Any) -> None:
-    """Also over so many steps that a stack passes through its layers a chunk of steps at a time."""
+def test_stack_is_layer_by_layer(bidirectional: bool, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a stack passes through its layers a chunk of steps at a time."""
+    chunks, steps = in_small_chunks(monkeypatch), 60
     stack = LSTM(5, 20, num_layers=2, bidirectional=bidirectional, dtype=dtype, seed=1)
     x, (h_0, c_0) = random_inputs(stack, steps, BATCH)
     lengths = np.random.default_rng(3).integers(1, steps + 1, BATCH)
@@ -140,6 +140,7 @@ def test_stack_is_layer_by_layer(steps: int, bidirectional: bool, dtype: Any) ->
     packed, packed_states = stack(nblstm.pack_padded_sequence(x, lengths, enforce_sorted=False), (h_0, c_0))
     padded, _ = nblstm.pad_packed_sequence(packed, total_length=steps)
     assert_same_bits((padded, packed_states), expected)
+    assert all(count > 10 for count in chunks) and len(chunks) == (0 if bidirectional else 3)
 
 
 def test_full_lengths_change_nothing(layer: LSTM) -> None:

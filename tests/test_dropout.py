@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import assert_same_bits, oracle, random_inputs
+from cases import assert_same_bits, in_small_chunks, oracle, random_inputs
 
 import nblstm
 from nblstm import LSTM, reference
@@ -103,8 +103,9 @@ def test_same_mask_in_every_form_of_input(arguments: dict[str, Any]) -> None:
     assert_same_bits(layer(x.swapaxes(0, 1), hx, lengths=lengths, dropout_call=5)[0].swapaxes(0, 1), output)
 
 
-def test_same_mask_however_long_the_sequence() -> None:
+def test_same_mask_however_long_the_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stack passes through its layers a chunk of steps at a time, and fewer rows make longer chunks."""
+    chunks = in_small_chunks(monkeypatch)
     layer = _layer()
     x, hx = random_inputs(layer, 700, 11)
     output, _ = layer(x, hx, dropout_call=5)
@@ -112,6 +113,7 @@ def test_same_mask_however_long_the_sequence() -> None:
     assert_same_bits(few, output[:, :2])
     packed, _ = layer(nblstm.pack_padded_sequence(x, range(700, 689, -1)), hx, dropout_call=5)
     assert_same_bits(nblstm.pad_packed_sequence(packed)[0][:690], output[:690])
+    assert chunks[0] > chunks[1] > 1
 
 
 def test_calls_are_counted() -> None:

@@ -1,12 +1,14 @@
 """The kernel cache: a second process compiles nothing, stale or damaged entries are never run, no folder is no end."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 PACKAGE = Path(__file__).resolve().parent.parent / "nblstm"
 # One call on two threads, so that all kernels of a dtype are used; prints what came and which kernels were cached.
 CALL = """
@@ -34,7 +36,7 @@ def call(cache, *, root=PACKAGE.parent, prelude=""):
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory):
+def first(tmp_path_factory):
     """A cache that one process has filled, and the sum that it got."""
     cache = tmp_path_factory.mktemp("cache")
     numbers, _ = call(cache)
@@ -42,19 +44,52 @@ def filled(tmp_path_factory):
     return cache, numbers[3]
 
 
+@pytest.fixture
+def filled(first, tmp_path):
+    """A copy of that cache, and the sum."""
+    return shutil.copytree(first[0], tmp_path / "cache"), first[1]
+
+
 def test_a_second_process_compiles_nothing(filled):
     cache, total = filled
     assert call(cache)[0] == [1, 1, 1, total]
 
 
-@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
-def test_a_truncated_file_is_replaced(filled, suffix):
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def spoil(file):
+    """Overwrite the compiled code, but keep the length."""
+    content = bytearray(file.read_bytes())
+    middle = slice(len(content) // 3, 2 * len(content) // 3)
+    content[middle] = b"x" * len(content[middle])
+    file.write_bytes(content)
+
+
+def name_a_missing_module(file):
+    file.write_bytes(b"cno_such_module\nname\n.")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"), [(".nbi", truncate), (".nbc", truncate), (".nbc", spoil), (".nbc", name_a_missing_module)]
+)
+def test_a_damaged_file_is_replaced(filled, suffix, damage):
     cache, total = filled
     for file in cache.rglob(f"*{suffix}"):
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    numbers, _ = call(cache)
-    assert numbers == [0, 0, 0, total]
+        damage(file)
+    assert call(cache)[0] == [0, 0, 0, total]
     assert call(cache)[0] == [1, 1, 1, total]
+
+
+def test_an_index_that_cannot_be_opened_means_one_warning(filled):
+    cache, total = filled
+    for file in cache.rglob("*.nbi"):
+        file.unlink()
+        file.mkdir()
+    numbers, error = call(cache)
+    assert numbers == [0, 0, 0, total]
+    assert error.count("RuntimeWarning: nblstm compiles its kernels anew") == 1
 
 
 def test_a_change_in_another_file_is_seen(tmp_path):
@@ -91,6 +126,6 @@ IndexDataCacheFile._open_for_write = full
 
 @pytest.mark.parametrize("prelude", [NO_FOLDER, FULL_DISK], ids=["no folder that can be written", "full disk"])
 def test_no_cache_means_one_warning(filled, tmp_path, prelude):
-    numbers, error = call(tmp_path, prelude=prelude)
+    numbers, error = call(tmp_path / "empty", prelude=prelude)
     assert numbers == [0, 0, 0, filled[1]]
     assert error.count("RuntimeWarning: nblstm compiles its kernels anew") == 1

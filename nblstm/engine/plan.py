@@ -8,7 +8,7 @@ Four ways, all with the same bits:
 * hidden units over threads: each reads its share of the weights at every step, and all meet after each step.
 
 The model counts, for one step of one slice, the time of the multiply-adds, the time to read the weights and the time
-of the cells. Its constants were measured on two kinds of machine (docs/performance.md) and only their ratios matter.
+of the cells. Its constants were measured on one kind of machine (docs/performance.md), and only their ratios matter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LAUNCH = 6000.0
 _MEET = 600.0
 _FLOPS_PER_LANE = 12.0
 _WEIGHT_BYTES = 40.0
-_VECTOR_OF_CELLS = 28.0
+_VECTOR_OF_CELLS = 21.0
 # Share of the tile's peak with 1, 2, ... rows.
 _TILE_SHARE = (0.0, 0.45, 0.6, 0.75, 0.9, 0.9, 1.0)
 # From this many rows on, a step's input is projected within the step: the weights are read once for enough rows.
@@ -54,7 +54,7 @@ def choose(weights: DirectionWeights, directions: int, steps: int, rows: int, th
     if threads == 1:
         return serial
     candidates = [serial, *_parallel_plans(weights, directions, rows, threads)]
-    return min(candidates, key=lambda plan: _nanoseconds(plan, weights, directions, steps, rows))
+    return min(candidates, key=lambda plan: estimate(plan, weights, directions, steps, rows))
 
 
 def _parallel_plans(weights: DirectionWeights, directions: int, rows: int, threads: int) -> Iterator[Plan]:
@@ -67,20 +67,20 @@ def _parallel_plans(weights: DirectionWeights, directions: int, rows: int, threa
             yield Plan(UNITS, parts, threads)
 
 
-def _nanoseconds(plan: Plan, weights: DirectionWeights, directions: int, steps: int, rows: int) -> float:
-    """Return the estimated time of a layer."""
+def estimate(plan: Plan, weights: DirectionWeights, directions: int, steps: int, rows: int) -> float:
+    """Return the estimated time of a layer in nanoseconds."""
     waves = -(-directions * plan.parts // plan.threads)
     if plan.split == ROWS:
-        step = _step_nanoseconds(weights, -(-rows // plan.parts), weights.unit_blocks)
+        step = _step_estimate(weights, -(-rows // plan.parts), weights.unit_blocks)
     else:
-        step = _step_nanoseconds(weights, rows, -(-weights.unit_blocks // plan.parts))
+        step = _step_estimate(weights, rows, -(-weights.unit_blocks // plan.parts))
     meetings = 0 if plan.split == ROWS else 1 if weights.projection_panels is None else 2
     launch = _LAUNCH if plan.threads > 1 else 0.0
     return launch + steps * (waves * step + meetings * _MEET)
 
 
-def _step_nanoseconds(weights: DirectionWeights, rows: int, blocks: int) -> float:
-    """Return the estimated time of one step of a slice of `rows` rows and `blocks` unit blocks."""
+def _step_estimate(weights: DirectionWeights, rows: int, blocks: int) -> float:
+    """Return the estimated time of one step of a slice of `rows` rows and `blocks` unit blocks, in nanoseconds."""
     width = lanes(weights.dtype.itemsize)
     units = blocks * width
     share = _TILE_SHARE[rows] if rows < TILE_ROWS else 1.0

@@ -52,30 +52,32 @@ def run_lstm(
     weights: list[list[DirectionWeights]],
     x: Array,
     layout: SequenceLayout,
-    h0: Array | None,
-    c0: Array | None,
+    h_0: Array | None,
+    c_0: Array | None,
     y: Array,
     dropout: Dropout | None = None,
 ) -> tuple[Array, Array]:
     """Run all layers; write the output to `y` and return fresh h_n (L*D, B, P) and c_n (L*D, B, H).
 
-    weights  [layer][direction]
-    x        (T, B, I), any strides, or (N, I) if packed; not written
-    h0, c0   (L*D, B, P) and (L*D, B, H), any strides, not written; None: zeros
-    y        (T, B, D*P) with unit stride in the last axis, or (N, D*P) if packed; positions beyond a row's length are
-             set to zero
+    weights   [layer][direction]
+    x         (T, B, I), any strides, or (N, I) if packed; not written
+    h_0, c_0  (L*D, B, P) and (L*D, B, H), any strides, not written; None: zeros
+    y         (T, B, D*P) with unit stride in the last axis, or (N, D*P) if packed; positions beyond a row's length
+              are set to zero
 
     All arrays of the weights' dtype. The caller has validated everything.
     """
     first = weights[0][0]
     directions = len(weights[0])
     count = len(weights) * directions
-    h_n = _state(h0, (count, layout.batch, first.outputs), first.dtype)
-    c_n = _state(c0, (count, layout.batch, first.units), first.dtype)
-    if layout.rows is not None:
-        y[...] = 0
-    if layout.batch == 0 or y.size == 0:
+    h_n = _state(h_0, (count, layout.batch, first.outputs), first.dtype)
+    c_n = _state(c_0, (count, layout.batch, first.units), first.dtype)
+    if layout.batch == 0:
         return h_n, c_n
+    if layout.rows is not None and layout.batch_sizes is not None:
+        y[...] = 0
+        longest = int(np.count_nonzero(layout.batch_sizes))
+        layout, x, y = _part(layout, x, y, 0, longest)
     chunks = _chunks(layout, y) if len(weights) > 1 and directions == 1 else [(0, layout.steps)]
     for begin, end in chunks:
         part, x_part, y_part = layout, x, y

@@ -2,7 +2,7 @@
 
 The register tile, alone. At its full height, with operands that stay in the first-level cache, it shows the peak of the
 multiply-adds; with one row and as many weights as a network has, the rate at which weights stream from wherever they
-fit. No call can be faster than the slower of the two (nblstm.commands.bench_limits).
+fit. No call can be faster than the slower of the two (nblstm.commands.benchmark.limits).
 """
 
 from __future__ import annotations

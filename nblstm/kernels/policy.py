@@ -1,9 +1,11 @@
 """How the package uses Numba: the one file that names its options, its cache and the host's vector width.
 
-Three decorators say what a compiled function is for:
+Five decorators say what a compiled function is for:
 
 * ``function``: called from other compiled code only; ends up inside its callers, so it has no cache entry of its own;
+* ``inlined``: the same, but as text of its one caller, for large functions;
 * ``entry``: called from Python; releases the GIL; cached on disk;
+* ``parallel_entry``: an entry with a loop over threads;
 * ``worker``: called by address, with whole numbers as its only arguments; compiled at its first use; cached on disk.
 
 Fast-math is off everywhere: the promise of equal bits needs every operation as it is written. Fused operations are
@@ -14,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import threading
 import warnings
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import numba
 from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from nblstm import errors
@@ -110,17 +112,19 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
-        except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError, TypeError):
-            # A file cut short by a crash or a full disk would fail at every start to come: begin anew.
+        except OSError as error:
+            _warn_uncached(error)
+        except Exception:
+            # Bytes spoilt by a crash, a full disk or a bad one fail in many ways, and would at every start to come.
             self._discard()
-            return None
+        return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
         except OSError as error:
             _warn_uncached(error)
-        except (pickle.UnpicklingError, EOFError):  # the index was damaged between the load and the save
+        except Exception:  # the index was spoilt between the load and the save
             self._discard()
 
     def _discard(self) -> None:
@@ -169,17 +173,28 @@ def _cached(dispatcher: Any, python_function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-_compiling = threading.Lock()
+def cache_folder() -> str | None:
+    """Return the folder in which kernels of this package are kept, or None where none can be written."""
+    cache = _cache_of(cache_folder)
+    return None if cache is None else str(cache.cache_path)
 
 
-def _renew_lock() -> None:
-    """A lock that another thread holds during a fork stays locked in the child for good."""
-    global _compiling
-    _compiling = threading.Lock()
+_compiling = threading.RLock()
+
+
+def _hold_compilers() -> None:
+    """Let no thread compile during a fork: the child would find the lock held for good, by a thread it has not."""
+    _compiling.acquire()
+    global_compiler_lock.acquire()
+
+
+def _release_compilers() -> None:
+    global_compiler_lock.release()
+    _compiling.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(before=_hold_compilers, after_in_parent=_release_compilers, after_in_child=_release_compilers)
 
 
 class Worker:

@@ -231,14 +231,15 @@ def is_single(typing_context: Any, like: Any) -> Any:
 
 @intrinsic
 def array_at(typing_context: Any, address: Any, length: Any, like: Any) -> Any:
-    """A 1-D array of `length` elements of the type of `like` over the memory at `address`, which it does not own."""
-    array_type = types.Array(like, 1, "C")
+    """A 1-D array over the memory at `address`, which it does not own, of `length` elements as `like` (or as in it)."""
+    element = like.dtype if isinstance(like, types.Array) else like
+    array_type = types.Array(element, 1, "C")
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         address, length, _ = args
-        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(like)))
+        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(element)))
         array = make_array(array_type)(context, builder)
-        pointer = builder.inttoptr(address, context.get_data_type(like).as_pointer())
+        pointer = builder.inttoptr(address, context.get_data_type(element).as_pointer())
         populate_array(
             array,
             data=pointer,

@@ -58,9 +58,10 @@ def _take_part(worker, job, slices, steps, member, board):
             if atomic_load(board, claimed) == step and compare_and_swap(board, claimed, step, step + 1):
                 call_at(worker, job, piece, step)
                 atomic_store(board, claimed + _DONE, step + 1)
-        if step + 1 < steps:
-            for piece in range(slices):
-                wait_until_beyond(board, piece * _WORDS_PER_SLICE + _DONE, step)
+        # After the last step too: the threading layer's own wait at the end of a region may spin for milliseconds on a
+        # core that the last worker needs.
+        for piece in range(slices):
+            wait_until_beyond(board, piece * _WORDS_PER_SLICE + _DONE, step)
 
 
 @parallel_entry
