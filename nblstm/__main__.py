@@ -7,13 +7,14 @@ a docstring whose first line says, after a colon, what the command does.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from nblstm import __version__
-from nblstm.commands import demo, info
+from nblstm.commands import bench, demo, info
 
-COMMANDS = {"demo": demo, "info": info}
+COMMANDS = {"demo": demo, "info": info, "bench": bench}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,5 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(args.run(args))
 
 
+def _main_in_a_pipe() -> int:
+    """Run `main`; a reader that has heard enough, like ``head``, ends the command without a word."""
+    try:
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer would fail again when Python flushes it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # what a shell reports of a program that SIGPIPE ended
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main_in_a_pipe())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -26,6 +28,9 @@ def as_array(argument: str, value: Any) -> Array:
     """
     if type(value) is np.ndarray:
         array = value
+    elif isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        hint = "Fill them: array.filled(...)"
+        raise TypeError(message(argument, "an array without masked elements", "some", hint=hint))
     else:
         try:
             array = np.asarray(value) if hasattr(value, "__array__") else _without_array_method(value)
@@ -45,6 +50,35 @@ def _hint(value: Any, error: Exception) -> str:
     if getattr(value, "requires_grad", False):
         return "Pass tensor.detach(): what is computed here is not recorded for torch's autograd"
     return str(error)
+
+
+def as_mapping(argument: str, value: Any) -> Mapping[str, Any]:
+    """Return `value` if it is a mapping, which is to be of names to arrays. Raises TypeError otherwise.
+
+    >>> as_mapping("state_dict", [1])
+    Traceback (most recent call last):
+    TypeError: state_dict: expected a mapping of names to arrays, got list
+    """
+    if not isinstance(value, Mapping):
+        raise TypeError(message(argument, "a mapping of names to arrays", type(value).__name__))
+    return value
+
+
+def as_whole_number(argument: str, value: Any) -> int:
+    """Return the whole number `value` as an int; TypeError for anything else, also a bool or a fraction of 0.
+
+    >>> as_whole_number("n", np.int8(3))
+    3
+    >>> as_whole_number("n", 3.0)
+    Traceback (most recent call last):
+    TypeError: n: expected a whole number, got float
+    """
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(message(argument, "a whole number", type(value).__name__)) from None
 
 
 def float_dtype(argument: str, dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from nblstm.arrays import Array, as_array
+from nblstm.arrays import Array, as_array, as_whole_number
 from nblstm.errors import message
 
 
@@ -117,9 +117,10 @@ def check_packed(argument: str, sequence: PackedLike) -> PackedSequence:
     if sizes.ndim != 1 or len(sizes) == 0 or sizes.min() < 1 or (sizes[1:] > sizes[:-1]).any():
         expected = "1D, positive, never rising sizes of at least one step"
         raise RuntimeError(message(f"{argument}.batch_sizes", expected, sizes.tolist()))
-    if data.ndim == 0 or len(data) != sizes.sum():
-        because = f"batch_sizes add up to {sizes.sum()}"
-        raise RuntimeError(message(f"{argument}.data", f"({sizes.sum()}, ...)", data.shape, because=because))
+    if data.ndim == 0 or sizes[0] > len(data) or sizes.sum() != len(data):  # a sum of larger ones may overflow
+        rows = sum(sizes.tolist())
+        because = f"batch_sizes add up to {rows}"
+        raise RuntimeError(message(f"{argument}.data", f"({rows}, ...)", data.shape, because=because))
     order, inverse = sequence.sorted_indices, sequence.unsorted_indices
     if order is None and inverse is None:
         return PackedSequence(data, sizes)
@@ -214,11 +215,12 @@ def pad_packed_sequence(
     Raises
     ------
     ValueError
-        A `total_length` below the longest length, or indices that are no permutation of the rows.
+        A `total_length` below the longest length, indices that are no permutation of the rows, or a `padding_value`
+        that the dtype does not have.
     RuntimeError
         Batch sizes that are not those of a packed sequence.
     TypeError
-        Something that is no packed sequence.
+        Something that is no packed sequence, or no number.
 
     Examples
     --------
@@ -230,11 +232,13 @@ def pad_packed_sequence(
     data, sizes, order, inverse = check_packed("pad_packed_sequence sequence", sequence)
     steps, batch = len(sizes), int(sizes[0])
     if total_length is not None:
+        total_length = as_whole_number("pad_packed_sequence total_length", total_length)
         if total_length < steps:
             expected = "at least the length of the longest sequence"
             raise ValueError(message("pad_packed_sequence total_length", f"{expected}, {steps}", total_length))
         steps = total_length
-    padded = np.full(((batch, steps) if batch_first else (steps, batch)) + data.shape[1:], padding_value, data.dtype)
+    padding = _padding("pad_packed_sequence padding_value", padding_value, data.dtype)
+    padded = np.full(((batch, steps) if batch_first else (steps, batch)) + data.shape[1:], padding, data.dtype)
     step, row = _positions(sizes)
     lengths = np.bincount(row, minlength=batch)
     if order is not None:
@@ -292,7 +296,7 @@ def pad_sequence(
     RuntimeError
         No sequences, one without a time axis, different trailing axes, or an unknown `padding_side`.
     ValueError
-        Different dtypes.
+        Different dtypes, or a `padding_value` that theirs does not have.
 
     Examples
     --------
@@ -304,7 +308,8 @@ def pad_sequence(
         raise RuntimeError(message("pad_sequence padding_side", "one of left or right", padding_side))
     lengths = np.array([len(array) for array in arrays])
     batch, steps, first = len(arrays), int(lengths.max()), arrays[0]
-    padded = np.full(((batch, steps) if batch_first else (steps, batch)) + first.shape[1:], padding_value, first.dtype)
+    padding = _padding("pad_sequence padding_value", padding_value, first.dtype)
+    padded = np.full(((batch, steps) if batch_first else (steps, batch)) + first.shape[1:], padding, first.dtype)
     step = np.arange(steps)
     valid = step < lengths[:, None] if padding_side == "right" else step >= steps - lengths[:, None]
     (padded if batch_first else padded.swapaxes(0, 1))[valid] = np.concatenate(arrays)
@@ -340,6 +345,16 @@ def _integers(argument: str, value: Any) -> Array:
     if array.dtype.kind not in "iu" and array.size:
         raise TypeError(message(argument, "whole numbers", array.dtype))
     return array.astype(np.int64)
+
+
+def _padding(argument: str, value: Any, dtype: np.dtype[Any]) -> Array:
+    """Return `value` as one number of `dtype`: rounded to a floating one, exact in any other."""
+    given = as_array(argument, value)
+    with np.errstate(all="ignore"):
+        number = given.astype(dtype) if given.dtype.kind != "c" or dtype.kind == "c" else None
+    if given.ndim or number is None or (dtype.kind in "iub" and number != given):
+        raise ValueError(message(argument, f"a number of dtype {dtype}", value))
+    return number
 
 
 def _permutation(argument: str, value: Any, batch: int) -> Array:

@@ -17,7 +17,9 @@ from contextlib import contextmanager
 import numba
 
 from nblstm import errors
+from nblstm.arrays import as_whole_number
 
+_MOST = 2**16  # far beyond any machine: such a number is a mistake
 _lock = threading.Lock()
 _num_threads = 0  # 0: not set, take what the process may use
 _forked = False
@@ -55,8 +57,8 @@ def get_num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Let calls from any thread of this process use up to `n` threads each. Results do not depend on it.
 
-    Raises TypeError if n is not a whole number, ValueError if it is below 1. More than there are cores is allowed; a
-    call never uses more than ``NUMBA_NUM_THREADS``.
+    Raises TypeError if n is not a whole number, ValueError if it is below 1 or above 65536. More than there are cores
+    is allowed; a call never uses more than ``NUMBA_NUM_THREADS``.
 
     >>> import nblstm
     >>> before = nblstm.get_num_threads()
@@ -66,11 +68,10 @@ def set_num_threads(n: int) -> None:
     >>> nblstm.set_num_threads(before)
     """
     global _num_threads
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(errors.message("set_num_threads n", "a whole number", f"{type(n).__name__} {n!r}"))
-    if n < 1:
-        raise ValueError(errors.message("set_num_threads n", "at least 1", n))
-    _num_threads = int(n)
+    number = as_whole_number("set_num_threads n", n)
+    if not 1 <= number <= _MOST:
+        raise ValueError(errors.message("set_num_threads n", f"1 ... {_MOST}", number))
+    _num_threads = number
 
 
 @contextmanager

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
+
+# Before numba is imported, which reads it then: on a machine with one core it would start one thread, and every
+# comparison of one thread with two would be of one with one.
+os.environ.setdefault("NUMBA_NUM_THREADS", str(max(2, os.cpu_count() or 1)))
 
 import cases
 import numpy as np
 import pytest
 from hypothesis import settings
+
+# The scripts that record values need torch at once; pytest would import them for doctests.
+collect_ignore = ["data"]
 
 # Compilation may fall into any example; and a failure should look the same to everyone.
 settings.register_profile("nblstm", deadline=None, derandomize=True)

@@ -22,6 +22,10 @@ def _layer(nn: Any, **arguments: Any) -> Any:
     return nn.LSTM(FEATURES, UNITS, **arguments)
 
 
+def _cell(nn: Any) -> Any:
+    return nn.LSTMCell(FEATURES, UNITS)
+
+
 # (call, exception, words, whether torch refuses it too). Where torch raises AttributeError, IndexError or nothing at
 # all, or only its other family, the last entry is False.
 CONSTRUCTORS = [
@@ -56,7 +60,13 @@ CONSTRUCTORS = [
 ]
 
 INPUTS = [
-    (lambda nn, z: _layer(nn)(z(3)), ValueError, "LSTM: Expected input to be 2D or 3D, got 1D instead", True),
+    (
+        lambda nn, z: _layer(nn)(z(3)),
+        ValueError,
+        r"^LSTM: Expected input to be 2D or 3D, got 1D instead: shape \(3,\) is neither \(T, B, 3\) nor, unbatched, "
+        r"\(T, 3\)$",
+        True,
+    ),
     (lambda nn, z: _layer(nn)(z(1, 2, 3, 3)), ValueError, "Expected input to be 2D or 3D, got 4D instead", True),
     (lambda nn, z: _layer(nn)(z()), ValueError, "Expected input to be 2D or 3D, got 0D instead", True),
     (
@@ -86,6 +96,12 @@ INPUTS = [
     (lambda nn, z: _layer(nn)(z(5, 2, 3, "float16")), ValueError, "dtype .* does not match weight dtype", True),
     (lambda nn, z: _layer(nn)(z(5, 2, 3, "bool")), ValueError, "dtype .* does not match weight dtype", True),
     (lambda nn, z: _layer(nn)(z(5, 2, 3, "complex64")), ValueError, "dtype .* does not match weight dtype", True),
+    (
+        lambda nn, z: _layer(nn)(np.ma.masked_invalid(np.full((5, 2, 3), np.nan, "f4"))),
+        TypeError,
+        r"LSTM input: expected an array without masked elements.*Fill them: array.filled",
+        False,
+    ),
     (lambda nn, z: _layer(nn)(None), TypeError, "LSTM input: expected an array of numbers, got NoneType", False),
     (lambda nn, z: _layer(nn)("text"), TypeError, "LSTM input: expected an array of numbers, got <U4", False),
     (lambda nn, z: _layer(nn)([[1.0, 2.0], [1.0]]), TypeError, "LSTM input: expected an array, got list", False),
@@ -153,6 +169,45 @@ STATES = [
     (lambda nn, z: _layer(nn)(z(5, 3), _states(z, (4,), (4,))), RuntimeError, "For unbatched 2-D input", True),
 ]
 
+# torch's cells check less: a constructor fails where the parameters are made, or not at all; a call where the kernel
+# fails. The last entry is False where that gives another family, which is named beside it.
+CELLS = [
+    (lambda nn, z: nn.LSTMCell(-3, 4), ValueError, "LSTMCell input_size: expected 0 or more, got -3", False),  # Runtime
+    (lambda nn, z: nn.LSTMCell(3, -1), ValueError, "hidden_size must be greater than zero, got -1", False),  # Runtime
+    (lambda nn, z: nn.LSTMCell(3, 0), ValueError, "hidden_size must be greater than zero, got 0", False),  # accepted
+    (lambda nn, z: nn.LSTMCell(3.0, 4), TypeError, "input_size should be of type int, got: float", True),
+    (lambda nn, z: nn.LSTMCell(3, None), TypeError, "hidden_size should be of type int, got: NoneType", True),
+    (lambda nn, z: nn.LSTMCell(True, 4), TypeError, "input_size should be of type int, got: bool", False),  # accepted
+    (lambda nn, z: nn.LSTMCell(3, 4, 1), TypeError, "bias should be of type bool, got: int", False),  # accepted
+    (lambda nn, z: nn.LSTMCell(3), TypeError, "hidden_size", True),
+    (lambda nn, z: _cell(nn)(z(2, 1, 3)), ValueError, "Cell: Expected input to be 1D or 2D, got 3D instead", True),
+    (
+        lambda nn, z: _cell(nn)(z()),
+        ValueError,
+        r"^LSTMCell: Expected input to be 1D or 2D, got 0D instead: shape \(\) is neither \(B, 3\) nor, unbatched, "
+        r"\(3,\)$",
+        True,
+    ),
+    (lambda nn, z: _cell(nn)(z(2, 5)), RuntimeError, r"expected \(B, 3\) because input_size=3, got \(2, 5\)", True),
+    (lambda nn, z: _cell(nn)(z(5)), RuntimeError, r"expected \(3,\) because input_size=3, got \(5,\)", True),
+    (lambda nn, z: _cell(nn)(z(2, 3, "float64")), ValueError, "does not match weight dtype", False),  # Runtime
+    (
+        lambda nn, z: _cell(nn)(z(2, 3), _states(z, (1, 2, 4), (1, 2, 4))),
+        ValueError,
+        r"^LSTMCell: Expected hx\[0\] to be 1D or 2D, got 3D instead: shape \(1, 2, 4\) is neither",
+        True,
+    ),
+    (lambda nn, z: _cell(nn)(z(2, 3), _states(z, (2, 4), (1, 2, 4))), ValueError, r"hx\[1\] to be 1D or 2D", True),
+    (lambda nn, z: _cell(nn)(z(3), _states(z, (), ())), ValueError, r"hx\[0\] to be 1D or 2D, got 0D", True),
+    (lambda nn, z: _cell(nn)(z(2, 3), _states(z, (4,), (4,))), RuntimeError, "For batched 2-D", False),  # accepted
+    (lambda nn, z: _cell(nn)(z(3), _states(z, (1, 4), (1, 4))), RuntimeError, "For unbatched 1-D input", True),
+    (lambda nn, z: _cell(nn)(z(2, 3), _states(z, (2, 5), (2, 5))), RuntimeError, r"hidden\[0\] size \(2, 4\)", True),
+    (lambda nn, z: _cell(nn)(z(2, 3), _states(z, (3, 4), (3, 4))), RuntimeError, r"hidden\[0\] size \(2, 4\)", True),
+    (lambda nn, z: _cell(nn)(z(2, 3), _states(z, (2, 4))), RuntimeError, "expected 2 arrays.*got 1", True),
+    (lambda nn, z: _cell(nn)(z(2, 3), _states(z, *[(2, 4)] * 3)), RuntimeError, "expected 2 arrays.*got 3", True),
+    (lambda nn, z: _cell(nn)(z(2, 3), z(2, 4)), TypeError, "LSTMCell hx: expected a tuple of 2 arrays", True),
+]
+
 
 @pytest.fixture
 def ours() -> Any:
@@ -172,7 +227,7 @@ def theirs(torch: Any) -> Any:
     return torch.nn, zeros
 
 
-ALL = CONSTRUCTORS + INPUTS + STATES
+ALL = CONSTRUCTORS + INPUTS + STATES + CELLS
 IN_TORCH = [(call, error) for call, error, _, in_torch in ALL if in_torch]
 
 
@@ -224,6 +279,10 @@ def test_lengths_of_what_has_none() -> None:
         layer(nblstm.pack_padded_sequence(X, [5, 2]), lengths=[5, 2])
 
 
+def overlapping(shape: tuple[int, ...], strides: tuple[int, ...]) -> Any:
+    return np.lib.stride_tricks.as_strided(np.zeros(100, np.float32), shape, strides)
+
+
 @pytest.mark.parametrize(
     ("out", "error", "words"),
     [
@@ -233,8 +292,10 @@ def test_lengths_of_what_has_none() -> None:
         (np.zeros((5, 2, 4), np.float32).tolist(), TypeError, "expected a NumPy array, got list"),
         (np.broadcast_to(np.float32(0), (5, 2, 4)), ValueError, "expected a writeable array, got a read-only one"),
         (True, TypeError, "expected a NumPy array, got bool"),
+        (overlapping((5, 2, 4), (32, 0, 4)), ValueError, "elements that share no memory with one another"),
+        (overlapping((5, 2, 4), (4, 16, 4)), ValueError, "elements that share no memory with one another"),
     ],
-    ids=["features", "order", "dtype", "list", "read-only", "bool"],
+    ids=["features", "order", "dtype", "list", "read-only", "bool", "stride 0", "stride 4"],
 )
 def test_out(out: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
@@ -250,6 +311,28 @@ def test_out_shares_no_memory_with_what_is_read() -> None:
     with pytest.raises(ValueError, match="shares memory with the input or hx"):
         layer(np.zeros((5, 2, 4), np.float32), (state.copy(), state), out=memory[:, :, :4])
     layer(memory[:, :, :4], out=memory[:, :, 4:])  # side by side is fine
+
+
+def test_out_whose_overlap_is_hard_to_tell_is_refused_at_once() -> None:
+    """Whether these share an element would take NumPy hours; the memory is never touched."""
+    memory = np.zeros(192163377, np.float32)
+    x = np.lib.stride_tricks.as_strided(memory, (1049, 1049, 1049), (4 * 36674, 4 * 61119, 4 * 85569))
+    out = np.lib.stride_tricks.as_strided(memory[64023025:], (1049, 1049, 1), (4 * 12223, 4 * 12224, 4))
+    with pytest.raises(ValueError, match="shares memory with the input or hx"):
+        LSTM(1049, 1)(x, out=out)
+
+
+def test_out_comes_back_as_it_was_given() -> None:
+    class Named(np.ndarray):
+        pass
+
+    layer = LSTM(FEATURES, UNITS, seed=1)
+    packed = nblstm.pack_padded_sequence(X, [5, 2])
+    for given, shape in ((X, (5, 2, UNITS)), (X[:, 0], (5, UNITS)), (packed, (7, UNITS))):
+        out = np.zeros(shape, np.float32).view(Named)
+        output, expected = layer(given, out=out)[0], layer(given)[0]
+        assert (output.data if given is packed else output) is out
+        assert out.tobytes() == (expected.data if given is packed else expected).tobytes()
 
 
 @pytest.mark.parametrize(

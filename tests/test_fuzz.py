@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,6 +142,32 @@ def test_state_dicts(names: Any, values: Any) -> None:
         except REFUSED:
             continue
     assert layer(np.zeros((1, 1, 3), np.float32))[0].shape == (1, 1, 4)
+
+
+@settings(max_examples=300)
+@given(
+    names=st.lists(st.one_of(st.sampled_from(["weight_ih_l0", "weight_hh_l0", "weight_ih", "weight_hh", ""]), junk)),
+    values=st.lists(anything),
+    other=junk,
+    prefix=st.one_of(st.just(""), junk),
+    extension=st.sampled_from(["npz", "safetensors"]),
+)
+def test_weights(
+    names: Any, values: Any, other: Any, prefix: Any, extension: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    hashable = [name for name in names if getattr(type(name), "__hash__", None)]
+    path = tmp_path_factory.getbasetemp() / f"fuzz.{extension}"
+    for state_dict in (dict(zip(hashable, values, strict=False)), other):
+        calls = (
+            lambda given=state_dict: LSTM.from_state_dict(given, prefix),
+            lambda given=state_dict: LSTMCell.from_state_dict(given, prefix, dtype=other),
+            lambda given=state_dict: nblstm.save(path, given),
+        )
+        for call in calls:
+            try:
+                call()
+            except REFUSED:
+                continue
 
 
 @settings(max_examples=300)

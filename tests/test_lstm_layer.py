@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import pickle
+import subprocess
+import sys
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +18,7 @@ import pytest
 from cases import Case, assert_same_bits, random_inputs, torch_twin
 
 from nblstm import LSTM, LSTMCell
+from nblstm.layers import base
 
 LAYERS = [
     {},
@@ -80,6 +85,9 @@ def test_parameters_are_read_only(layer: LSTM) -> None:
         layer.weight_ih_l0 = np.zeros((16, 3))
     with pytest.raises(AttributeError, match="cannot change after construction"):
         layer.hidden_size = 5
+    for name in ("hidden_size", "proj_size", "weight_ih_l0", "_weights"):
+        with pytest.raises(AttributeError, match=rf"LSTM\.{name} cannot be deleted"):
+            delattr(layer, name)
 
 
 def test_state_dict_is_a_snapshot(layer: LSTM) -> None:
@@ -114,6 +122,21 @@ def test_load_state_dict_converts(layer: LSTM) -> None:
     layer.load_state_dict(values)
     assert layer.dtype == np.float32
     assert_same_bits(tuple(layer.state_dict().values()), tuple(before.values()))
+
+
+@pytest.mark.parametrize("way", ["load_state_dict", "from_state_dict", "to"])
+def test_what_float32_does_not_reach_is_inf_as_in_torch(way: str) -> None:
+    source = LSTM(3, 4, dtype=np.float64)
+    source.set_parameters({"bias_ih_l0": np.full(16, -1e300)})
+    layer = LSTM(3, 4)
+    with np.errstate(all="raise"):
+        if way == "to":
+            layer = source.to(np.float32)
+        elif way == "from_state_dict":
+            layer = LSTM.from_state_dict(source.state_dict(), dtype=np.float32)
+        else:
+            layer.load_state_dict(source.state_dict())
+    assert (layer.bias_ih_l0 == -np.inf).all()
 
 
 def test_load_state_dict_lists_all_problems_and_changes_nothing(layer: LSTM) -> None:
@@ -201,6 +224,25 @@ def test_from_state_dict_options(layer: LSTM) -> None:
     assert repr(LSTM.from_state_dict({**two, "head.weight": np.zeros((1, 2))}, "two.")) == repr(layer)
 
 
+@pytest.mark.parametrize("kind", [LSTM, LSTMCell])
+def test_from_state_dict_draws_nothing(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Encoder(kind):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.calls = 0
+
+    state_dict = Encoder(3, 4).state_dict()
+    attributes = vars(Encoder(3, 4)).keys()
+    complex_numbers = {name: array.astype(complex) for name, array in state_dict.items()}
+    monkeypatch.setattr(np.random, "default_rng", None)
+    found = Encoder.from_state_dict(state_dict)
+    assert found.calls == 0
+    assert vars(found).keys() == attributes
+    assert_same_bits(tuple(found.state_dict().values()), tuple(state_dict.values()))
+    with pytest.raises(RuntimeError, match="complex numbers in weight_ih"):
+        Encoder.from_state_dict(complex_numbers)
+
+
 def test_to(layer: LSTM) -> None:
     before = layer.weight_ih_l0
     assert layer.to(np.float64) is layer
@@ -243,6 +285,16 @@ def test_copies(arguments: dict[str, Any], called: bool, dtype: Any) -> None:
     assert layer.weight_ih_l0.any()
 
 
+def test_unpickled_weights_are_a_copy_of_what_they_came_in(layer: LSTM) -> None:
+    buffers: list[pickle.PickleBuffer] = []
+    dump = pickle.dumps(layer, 5, buffer_callback=buffers.append)
+    memory = [bytearray(buffer) for buffer in buffers]
+    twin = pickle.loads(dump, buffers=memory)
+    for buffer in memory:
+        buffer[:] = bytes(len(buffer))
+    assert_same_bits(twin.weight_ih_l0, layer.weight_ih_l0)
+
+
 def test_dropout_of_a_single_layer_warns_as_in_torch(torch: Any) -> None:
     with pytest.warns(UserWarning, match="num_layers greater than 1") as theirs:
         torch.nn.LSTM(3, 4, dropout=0.5)
@@ -273,6 +325,58 @@ def test_many_threads_call_while_one_sets_weights() -> None:
         found = set(pool.map(call, range(200)))
         list(setting)
     assert found <= results
+
+
+def test_no_update_of_another_parameter_is_lost(layer: LSTM, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowWeights(base.Weights):
+        def __init__(self, parameters: Any) -> None:
+            time.sleep(0.01)
+            super().__init__(parameters)
+
+    monkeypatch.setattr(base, "Weights", SlowWeights)
+    ones = [{name: np.ones_like(array)} for name, array in layer.named_parameters()]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(layer.set_parameters, ones))
+    assert all((array == 1).all() for _, array in layer.named_parameters())
+
+
+def test_an_update_made_while_another_one_reads_its_arrays_is_kept(layer: LSTM) -> None:
+    class Nested:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+            layer.set_parameters({"bias_hh_l0": np.full(16, 2.0)})
+            return np.ones(16)
+
+    layer.set_parameters({"bias_ih_l0": Nested()})
+    assert (layer.bias_ih_l0.max(), layer.bias_hh_l0.max()) == (1, 2)
+
+
+FORKS = """
+import os, threading
+import numpy as np
+from nblstm import LSTM
+
+layer = LSTM(300, 300)
+mine = {"weight_ih_l0": np.zeros((1200, 300))}
+stop = threading.Event()
+
+def work():
+    while not stop.is_set():
+        layer.set_parameters(mine)
+
+threading.Thread(target=work).start()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        layer.set_parameters(mine)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_weights_are_set_in_a_child_forked_while_another_thread_sets_them() -> None:
+    subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=60)
 
 
 def test_subclasses_keep_their_name_in_errors() -> None:

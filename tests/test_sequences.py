@@ -99,6 +99,14 @@ def test_results_own_their_memory() -> None:
     assert nblstm.pad_packed_sequence(packed, batch_first=True)[0].flags.c_contiguous
 
 
+def test_any_padding_value_that_the_dtype_has() -> None:
+    for dtype, values in (("int8", (-128, 127.0, True)), ("float32", (np.nan, 0.1, 1e300)), ("bool", (0.0, True))):
+        for value in values:
+            padded = nblstm.pad_sequence([np.ones(2, dtype), np.ones(1, dtype)], padding_value=value)
+            with np.errstate(over="ignore"):
+                np.testing.assert_array_equal(padded[1, 1], np.array(value).astype(dtype))
+
+
 def test_sequences_without_steps() -> None:
     assert nblstm.pad_sequence([np.zeros((0, 2)), np.zeros((0, 2))]).shape == (0, 2, 2)
     assert [len(found) for found in nblstm.unpad_sequence(np.zeros((3, 2, 4)), [0, 2])] == [0, 2]
@@ -113,6 +121,7 @@ def test_permutation_given_one_way() -> None:
 
 
 X = np.zeros((4, 2, 3), np.float32)
+INTEGERS = nblstm.pack_sequence([np.ones(2, np.int8)])
 GOOD = nblstm.pack_padded_sequence(X, [2, 4], enforce_sorted=False)
 
 
@@ -145,6 +154,16 @@ GOOD = nblstm.pack_padded_sequence(X, [2, 4], enforce_sorted=False)
         (lambda: nblstm.pack_padded_sequence(np.zeros(4), [2]), RuntimeError, r"expected \(T, B, ...\), got \(4,\)"),
         (lambda: nblstm.pack_padded_sequence(None, [2]), TypeError, "got NoneType"),
         (lambda: nblstm.pad_packed_sequence(GOOD, total_length=3), ValueError, "longest sequence, 4, got 3"),
+        (lambda: nblstm.pad_packed_sequence(GOOD, total_length="5"), TypeError, "length: expected a whole number"),
+        (lambda: nblstm.pad_packed_sequence(GOOD, total_length=4.5), TypeError, "length: expected a whole number"),
+        (lambda: nblstm.pad_packed_sequence(GOOD, total_length=True), TypeError, "length: expected a whole number"),
+        (lambda: nblstm.pad_packed_sequence(INTEGERS, padding_value=np.nan), ValueError, "of dtype int8, got nan"),
+        (lambda: nblstm.pad_packed_sequence(INTEGERS, padding_value=0.5), ValueError, "of dtype int8, got 0.5"),
+        (lambda: nblstm.pad_packed_sequence(INTEGERS, padding_value=300), ValueError, "of dtype int8, got 300"),
+        (lambda: nblstm.pad_packed_sequence(GOOD, padding_value=1j), ValueError, "of dtype float32, got 1j"),
+        (lambda: nblstm.pad_packed_sequence(GOOD, padding_value=[1, 2]), ValueError, r"of dtype float32, got \[1, 2\]"),
+        (lambda: nblstm.pad_packed_sequence(GOOD, padding_value="0"), TypeError, "padding_value: expected an array of"),
+        (lambda: nblstm.pad_sequence([[1]], padding_value=0.5), ValueError, "of dtype int64, got 0.5"),
         (lambda: nblstm.pad_packed_sequence(X), TypeError, "expected a PackedSequence, got ndarray"),
         (lambda: nblstm.unpack_sequence(None), TypeError, "expected a PackedSequence, got NoneType"),
         (lambda: nblstm.pad_sequence([]), RuntimeError, "got an empty list of sequences"),
@@ -172,6 +191,11 @@ def test_bad_arguments(call: Any, error: type[Exception], words: str) -> None:
     ("fields", "error", "words"),
     [
         ({"batch_sizes": [2, 2, 2, 1]}, RuntimeError, r"data: expected \(7, ...\) because batch_sizes add up to 7"),
+        (
+            {"batch_sizes": [2**63 - 1, 2**63 - 1, 8]},
+            RuntimeError,
+            r"data: expected \(18446744073709551622, ...\) because .* add up to 18446744073709551622",
+        ),
         ({"batch_sizes": [1, 2, 2, 1]}, RuntimeError, "never rising"),
         ({"batch_sizes": [2, 2, 2, 0]}, RuntimeError, "positive"),
         ({"batch_sizes": [[2, 2, 1, 1]]}, RuntimeError, "1D"),

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import nblstm
 
+pytestmark = pytest.mark.slow
 SECONDS = 120
 
 # Runs a layer large enough for two threads to pay and prints a digest of its bits; `call()` may be called anywhere.
@@ -123,6 +125,26 @@ print(status, call())
     assert run(body, NUMBA_NUM_THREADS="2") == [expected, "0", expected]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_while_another_thread_compiles(expected, tmp_path):
+    """A lock that the compiling thread holds would stay locked in the child for good."""
+    body = """
+from numba.core.compiler_lock import global_compiler_lock
+thread = threading.Thread(target=call)
+thread.start()
+while global_compiler_lock._lock.acquire(blocking=False):
+    global_compiler_lock._lock.release()
+child = os.fork()
+if child == 0:
+    print(call(), flush=True)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+thread.join()
+print(status, call())
+"""
+    assert run(body, NUMBA_CACHE_DIR=str(tmp_path)) == [expected, "0", expected]
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_in_a_process_pool(method, tmp_path):
     script = tmp_path / "pool.py"
@@ -164,12 +186,19 @@ class TestNumber:
             raise RuntimeError
         assert nblstm.get_num_threads() == before
 
-    @pytest.mark.parametrize("wrong", [1.0, "2", None, True])
+    @pytest.mark.parametrize("wrong", [1.0, "2", None, True, np.array(2.5), np.array([1, 2]), np.bool_(True)])
     def test_must_be_whole(self, wrong):
         with pytest.raises(TypeError, match="expected a whole number"):
             nblstm.set_num_threads(wrong)
 
-    @pytest.mark.parametrize("wrong", [0, -1])
-    def test_must_be_positive(self, wrong):
-        with pytest.raises(ValueError, match="at least 1"):
+    @pytest.mark.parametrize("wrong", [0, -1, 2**16 + 1, 10**30])
+    def test_must_be_in_range(self, wrong):
+        with pytest.raises(ValueError, match=r"expected 1 \.\.\. 65536, got"):
             nblstm.set_num_threads(wrong)
+
+    @pytest.mark.parametrize("n", [2**16, np.int8(3), np.array(2)], ids=repr)
+    def test_may_be_any_whole_number(self, n):
+        with nblstm.num_threads(n):
+            assert type(nblstm.get_num_threads()) is int
+            assert nblstm.get_num_threads() == n
+            nblstm.LSTM(3, 4)(np.zeros((2, 1, 3), np.float32))

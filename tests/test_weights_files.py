@@ -7,6 +7,7 @@ import os
 import pathlib
 import stat
 import threading
+import tracemalloc
 import zipfile
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nblstm.errors import WeightFileError
-from nblstm.weights import files
+from nblstm.weights import files, zip_archive
 from nblstm.weights.files import load, save
 
 WEIGHTS = {"lstm.weight_ih_l0": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array(7)}
@@ -99,6 +100,7 @@ REFUSED = {
     "header of four gigabytes": npy(F4, bytes(8), 2, 2**32 - 1),
     "data cut short": npy(F4, bytes(7)),
     "data left over": npy(F4, bytes(9)),
+    "separator that is no space": npy(F4.replace("(2,)", "(\x1c2,)"), bytes(8)),
     "header of nesting": npy("(" * 60_000, bytes(8)),
 }
 
@@ -112,14 +114,53 @@ def test_broken_arrays_are_refused(member, tmp_path, monkeypatch):
     assert len(str(refused.value)) < 500 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("place", ["(@2,)", "(2@,)", "(2,@)", "(2,1@)", "@(2,)", "(@)"])
+def test_any_byte_in_a_shape_is_read_or_refused(place):
+    for byte in range(256):
+        header = F4.replace("(2,)", place.replace("@", chr(byte))).encode("latin1")
+        member = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8)
+        try:
+            assert not load(npz(member))["0"].any()
+        except WeightFileError as error:
+            assert str(error).startswith("file: expected ")
+
+
 def test_headers_need_not_be_in_order():
     header = "{'shape':(2,),'fortran_order':True,'descr':'|b1'}"
     assert load(npz(npy(header, b"\x02\x00", 2)))["0"].view(np.uint8).tolist() == [1, 0]
 
 
-def test_a_zip_bomb_is_refused_before_it_unpacks():
+def test_weights_that_are_mostly_zeros_are_read():
+    file = io.BytesIO()
+    np.savez_compressed(file, w=np.zeros((5000, 5000), np.float32))
+    assert file.seek(0, io.SEEK_END) < 10**8 / 1000
+    tracemalloc.start()
+    try:
+        assert load(file)["w"].shape == (5000, 5000)
+        assert tracemalloc.get_traced_memory()[1] < 1.2 * 10**8  # no second copy on the way
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_zip_bomb_is_refused_before_it_unpacks(monkeypatch):
+    bomb = npz(bytes(2**27))
+    monkeypatch.setattr(zip_archive, "_GRANTED", 2**20)
     with pytest.raises(WeightFileError, match="at most"):
-        load(npz(bytes(2**27)))
+        load(bomb)
+
+
+@pytest.mark.parametrize("claim", [0, 10, 2**25])
+def test_no_more_is_unpacked_than_a_member_says_it_holds(claim):
+    content = bytearray(npz(npy(F4, bytes(8)), bytes(2**24)).getvalue())
+    entry = content.rindex((2**24).to_bytes(4, "little"))  # in the directory at the end
+    content[entry : entry + 4] = claim.to_bytes(4, "little")
+    tracemalloc.start()
+    try:
+        with pytest.raises(WeightFileError, match="instead of"):
+            load(io.BytesIO(content))
+        assert tracemalloc.get_traced_memory()[1] < claim + 2**24
+    finally:
+        tracemalloc.stop()
 
 
 # Which file is what
@@ -221,6 +262,13 @@ def test_what_one_format_cannot_hold_is_refused(tmp_path):
         save(tmp_path / "a.npz", {"a\0b": np.ones(2)})
     with pytest.raises(ValueError, match="names of at most 65531 bytes"):
         save(tmp_path / "a.npz", {"ü" * 32766: np.ones(2)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("state_dict", [None, [1], "weights", [("a", np.ones(2))]], ids=repr)
+def test_what_is_no_mapping_is_refused(tmp_path, state_dict):
+    with pytest.raises(TypeError, match="state_dict: expected a mapping of names to arrays, got"):
+        save(tmp_path / "weights.npz", state_dict)
     assert not list(tmp_path.iterdir())
 
 

@@ -169,6 +169,16 @@ def test_values_that_are_no_arrays_are_named():
         find_recurrent_layer(layer() | {"weight_hh_l0": None})
 
 
+@pytest.mark.parametrize("find", [find_recurrent_layer, find_cell])
+def test_other_types_are_named(find):
+    for value in (None, [1], "weights"):
+        with pytest.raises(TypeError, match="state_dict: expected a mapping of names to arrays, got"):
+            find(value)
+    for prefix in (None, 1, b"lstm."):
+        with pytest.raises(TypeError, match="prefix: expected a str, got"):
+            find({"lstm.weight_ih_l0": np.zeros((8, 3)), "cell.weight_ih": np.zeros((8, 3))}, prefix)
+
+
 def test_hostile_names_are_no_layers():
     names = [
         "weight_ih_l٣",

@@ -1,1 +1,1 @@
-"""One file for each command of ``python -m nblstm``."""
+"""One file for each command of ``python -m nblstm``, and what they share."""

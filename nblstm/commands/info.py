@@ -13,7 +13,6 @@ from pathlib import Path
 
 import llvmlite.binding
 import numba
-from numba.core.caching import FunctionCache
 
 from nblstm import __version__, get_num_threads
 from nblstm.commands.timing import is_installed
@@ -53,7 +52,7 @@ def _version(package: str) -> str:
 def cpu() -> str:
     """Return the CPU that kernels are compiled for, and the vectors that they use."""
     multiply_add = "with" if policy.HAS_FMA else "without"
-    name = llvmlite.binding.get_host_cpu_name()
+    name = numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
     return f"{name}: vectors of {8 * policy.VECTOR_BYTES} bits, {multiply_add} fused multiply-add"
 
 
@@ -66,10 +65,9 @@ def threading_layer() -> str:
 
 def kernel_cache() -> str:
     """Return where compiled kernels are kept, and how many and how large they are."""
-    try:
-        folder = Path(FunctionCache(policy.lanes).cache_path)
-    except RuntimeError as error:  # Numba's way to say: no folder to write to
-        return f"none: {error}"
-    entries = list(folder.glob("*.nbc"))
+    folder = policy.cache_folder()
+    if folder is None:
+        return "none: there is no folder to write to; set NUMBA_CACHE_DIR"
+    entries = list(Path(folder).glob("*.nbc"))
     size = sum(entry.stat().st_size for entry in entries)
     return f"{folder}: {len(entries)} kernels, {size / 1e6:.1f} MB"

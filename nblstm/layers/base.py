@@ -8,16 +8,31 @@ at the first call of a version and go with it.
 from __future__ import annotations
 
 import math
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from nblstm.arrays import Array, as_array, float_dtype
+from nblstm.arrays import Array, as_array, as_mapping, float_dtype
 from nblstm.errors import message
 
 Self = TypeVar("Self", bound="Layer")  # typing.Self needs Python 3.11
+
+# Held from reading a version of the weights to setting the next one, so that no update between is lost. One for all
+# layers; reentrant, because a signal handler may set weights too.
+_update = threading.RLock()
+
+
+def _after_fork_in_child() -> None:
+    global _update
+    _update = threading.RLock()  # a thread that held it is gone
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class IncompatibleKeys(NamedTuple):
@@ -47,7 +62,12 @@ class Weights:
         return self._packed
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Weights, (self.parameters,)
+        return _unpickled, (self.parameters,)
+
+
+def _unpickled(parameters: Mapping[str, Array]) -> Weights:
+    # Copied: arrays that come out of a pickle may lie in memory of the caller's, who can write to it.
+    return Weights({name: array.copy() for name, array in parameters.items()})
 
 
 class Layer:
@@ -68,11 +88,27 @@ class Layer:
         dtype: npt.DTypeLike,
         seed: np.random.SeedSequence,
     ) -> None:
-        """Draw all parameters from U(-1/sqrt(H), 1/sqrt(H)), in their order; start in training mode, like torch."""
+        """Draw all parameters from U(-1/sqrt(H), 1/sqrt(H)), in their order; start in training mode, like torch.
+
+        Inside `_with_parameters`, those given there are taken instead.
+        """
         found = float_dtype(f"{type(self).__name__} dtype", dtype)
-        bound, random = 1 / math.sqrt(hidden_size), np.random.default_rng(seed)
         self.training = True
+        given = self.__dict__.pop("_given", None)
+        if given is not None:
+            self._weights = Weights({name: np.empty(shape, found) for name, shape in shapes.items()})
+            self.load_state_dict(given)
+            return
+        bound, random = 1 / math.sqrt(hidden_size), np.random.default_rng(seed)
         self._weights = Weights({name: random.uniform(-bound, bound, s).astype(found) for name, s in shapes.items()})
+
+    @classmethod
+    def _with_parameters(cls: type[Self], parameters: Mapping[str, Array], *sizes: int, **options: Any) -> Self:
+        """Return ``cls(*sizes, **options)`` with these parameters; no others are drawn first."""
+        layer = cls.__new__(cls)
+        layer.__dict__["_given"] = parameters
+        layer.__init__(*sizes, **options)  # type: ignore[misc]
+        return layer
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -95,7 +131,7 @@ class Layer:
         Returns (missing_keys, unexpected_keys).
         """
         argument = f"{type(self).__name__}.load_state_dict state_dict"
-        given = _as_mapping(argument, state_dict)
+        given = as_mapping(argument, state_dict)
         parameters = self._weights.parameters
         missing = [name for name in parameters if name not in given]
         unexpected = [name for name in given if name not in parameters]
@@ -108,30 +144,32 @@ class Layer:
         Raises RuntimeError for names the layer has not and for arrays of another shape, and leaves the layer as it was.
         """
         argument = f"{type(self).__name__}.set_parameters parameters"
-        given = _as_mapping(argument, parameters)
+        given = as_mapping(argument, parameters)
         self._replace(argument, given, [], [name for name in given if name not in self._weights.parameters])
 
     def _replace(self, argument: str, given: Mapping[str, Any], missing: list[str], unexpected: list[str]) -> None:
         """Start a new version of the weights with the arrays in `given`, or raise an error that lists all problems."""
-        old = self._weights
-        arrays = {name: as_array(f"{argument}[{name!r}]", given[name]) for name in old.parameters if name in given}
+        shapes = {name: array.shape for name, array in self.named_parameters()}
+        arrays = {name: as_array(f"{argument}[{name!r}]", given[name]) for name in shapes if name in given}
         problems = [f"Missing key(s): {_quoted(missing)}"] if missing else []
         problems += [f"Unexpected key(s): {_quoted(unexpected)}"] if unexpected else []
         for name, array in arrays.items():
-            if array.shape != old.parameters[name].shape:
-                problems.append(f"size mismatch for {name}: expected {old.parameters[name].shape}, got {array.shape}")
+            if array.shape != shapes[name]:
+                problems.append(f"size mismatch for {name}: expected {shapes[name]}, got {array.shape}")
             if array.dtype.kind == "c":
                 problems.append(f"complex numbers in {name}")
         if problems:
             raise RuntimeError(message(argument, f"the parameters of {self!r}", "; ".join(problems)))
-        copies = {name: np.array(array, old.dtype, order="C") for name, array in arrays.items()}
-        self._weights = Weights({**old.parameters, **copies})
+        with _update:
+            old = self._weights
+            self._weights = Weights({**old.parameters, **_copies(arrays, old.dtype)})
 
     def to(self: Self, dtype: npt.DTypeLike) -> Self:
         """Convert all parameters to float32 or float64 (else TypeError), in place; returns the layer."""
         found = float_dtype(f"{type(self).__name__}.to dtype", dtype)
-        if found != self.dtype:
-            self._weights = Weights({name: array.astype(found) for name, array in self.named_parameters()})
+        with _update:
+            if found != self.dtype:
+                self._weights = Weights(_copies(self._weights.parameters, found))
         return self
 
     def train(self: Self, mode: bool = True) -> Self:
@@ -161,6 +199,11 @@ class Layer:
             raise AttributeError(f"{type(self).__name__}.{name} is read-only: use set_parameters({{{name!r}: ...}})")
         super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        if name in self._FIXED or name == "_weights" or name in self._weights.parameters:
+            raise AttributeError(f"{type(self).__name__}.{name} cannot be deleted")
+        super().__delattr__(name)
+
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._weights.parameters]
 
@@ -170,10 +213,10 @@ def common_dtype(parameters: Mapping[str, Array]) -> np.dtype[Any]:
     return np.dtype(np.float64 if any(array.dtype == np.float64 for array in parameters.values()) else np.float32)
 
 
-def _as_mapping(argument: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise TypeError(message(argument, "a mapping of names to arrays", type(value).__name__))
-    return value
+def _copies(arrays: Mapping[str, Array], dtype: np.dtype[Any]) -> dict[str, Array]:
+    """Return the arrays converted; what is too large for float32 becomes inf without a warning, as in torch."""
+    with np.errstate(all="ignore"):
+        return {name: np.array(array, dtype, order="C") for name, array in arrays.items()}
 
 
 def _quoted(names: list[str]) -> str:

@@ -65,7 +65,7 @@ class LSTMCell(Layer):
         name = type(self).__name__
         self.input_size = checks.check_integer(name, "input_size", input_size)
         if input_size < 0:
-            raise ValueError(f"{name}: input_size must not be negative, got {input_size}")
+            raise ValueError(message(f"{name} input_size", "0 or more", input_size))
         self.hidden_size = checks.check_size(name, "hidden_size", hidden_size)
         self.bias = checks.check_flag(name, "bias", bias)
         rows = 4 * hidden_size
@@ -85,9 +85,8 @@ class LSTMCell(Layer):
         """
         found = find_cell(state_dict, prefix)
         dtype = common_dtype(found.parameters) if dtype is None else dtype
-        cell = cls(found.input_size, found.hidden_size, found.bias, dtype=dtype)
-        cell.load_state_dict(found.parameters)
-        return cell
+        sizes = found.input_size, found.hidden_size
+        return cls._with_parameters(found.parameters, *sizes, bias=found.bias, dtype=dtype)
 
     def __call__(self, x: Any, hx: tuple[Any, Any] | None = None) -> tuple[Array, Array]:
         """Take one step.
@@ -115,23 +114,29 @@ class LSTMCell(Layer):
         """
         weights, name = self._weights, type(self).__name__
         array = checks.check_array(f"{name} input", x, weights.dtype)
-        if array.ndim != 1 and array.ndim != 2:
-            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {array.ndim}D instead: {array.shape}")
+        batched, unbatched = f"(B, {self.input_size})", f"({self.input_size},)"
+        checks.check_axes(name, "input", array, batched, unbatched)
         if array.shape[-1] != self.input_size:
-            expected = f"({self.input_size},)" if array.ndim == 1 else f"(B, {self.input_size})"
+            expected = unbatched if array.ndim == 1 else batched
             because = f"input_size={self.input_size}"
             raise RuntimeError(message(f"{name} input", expected, array.shape, because=because))
-        batched = array.ndim == 2
-        rows = array if batched else array[None]
+        rows = array if array.ndim == 2 else array[None]
         h_0 = c_0 = None
         if hx is not None:
-            shape = (*array.shape[:-1], self.hidden_size)
-            h, c = checks.check_states(name, hx, (shape, shape), weights.dtype, batched)
-            h_0, c_0 = (h[None], c[None]) if batched else (h[None, None], c[None, None])
+            h_0, c_0 = self._states(name, hx, array)
         y = np.empty((1, len(rows), self.hidden_size), weights.dtype)
         layout = SequenceLayout(1, len(rows))
         h_n, c_n = run_lstm(weights.packed(self._pack), rows[None], layout, h_0, c_0, y)
-        return (h_n[0], c_n[0]) if batched else (h_n[0, 0], c_n[0, 0])
+        return (h_n[0], c_n[0]) if array.ndim == 2 else (h_n[0, 0], c_n[0, 0])
+
+    def _states(self, name: str, hx: Any, x: Array) -> list[Array]:
+        """Return the states in `hx`, which fit the input `x`, as (1, B, H) each."""
+        size = self.hidden_size
+        states = checks.check_states(name, hx, 2, x.dtype)
+        for index, state in enumerate(states):
+            checks.check_axes(name, f"hx[{index}]", state, f"(B, {size})", f"({size},)")
+        checks.check_state_shapes(name, states, [(*x.shape[:-1], size)] * 2, x.ndim == 2)
+        return [state.reshape(1, -1, size) for state in states]
 
     def _pack(self, parameters: Mapping[str, Array]) -> list[list[DirectionWeights]]:
         """Return the parameters as the panels that the kernels read: one layer, one direction."""

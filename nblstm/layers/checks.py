@@ -18,6 +18,8 @@ from nblstm.engine.run import SequenceLayout
 from nblstm.errors import message
 from nblstm.sequences import batch_sizes_of, check_lengths, longest_first
 
+_MOST_WORK: Any = 10**6  # some 50 ms; Any, because NumPy's annotations know no other numbers than 0 and -1
+
 
 def check_flag(layer: str, name: str, value: Any) -> bool:
     """Return the bool `value`; TypeError for any other type."""
@@ -99,18 +101,23 @@ def check_array(argument: str, value: Any, dtype: np.dtype[Any]) -> Array:
     return array
 
 
+def check_axes(layer: str, name: str, array: Array, batched: str, unbatched: str) -> None:
+    """Check that `array` has as many axes as one of these two shapes, the second of which has one less."""
+    ndim = batched.count(",") + 1
+    if array.ndim != ndim and array.ndim != ndim - 1:
+        raise ValueError(
+            f"{layer}: Expected {name} to be {ndim - 1}D or {ndim}D, got {array.ndim}D instead: "
+            f"shape {array.shape} is neither {batched} nor, unbatched, {unbatched}"
+        )
+
+
 def check_sequence_input(layer: str, array: Array, input_size: int, batch_first: bool) -> Array:
     """Return a dense input as (T, B, I): a view of the (T, B, I), (B, T, I) or unbatched (T, I) `array`."""
     ndim = array.ndim
-    if ndim != 2 and ndim != 3:
-        letters = "(B, T, I)" if batch_first else "(T, B, I)"
-        raise ValueError(
-            f"{layer}: Expected input to be 2D or 3D, got {ndim}D instead: {letters}, or (T, I) unbatched, "
-            f"with I={input_size}, got {array.shape}"
-        )
+    batched, unbatched = f"({'B, T' if batch_first else 'T, B'}, {input_size})", f"(T, {input_size})"
+    check_axes(layer, "input", array, batched, unbatched)
     if array.shape[-1] != input_size:
-        letters = "T" if ndim == 2 else "B, T" if batch_first else "T, B"
-        expected = f"({letters}, {input_size})"
+        expected = unbatched if ndim == 2 else batched
         raise RuntimeError(message(f"{layer} input", expected, array.shape, because=f"input_size={input_size}"))
     steps_first = array[:, None] if ndim == 2 else array.swapaxes(0, 1) if batch_first else array
     if len(steps_first) == 0:
@@ -126,15 +133,17 @@ def check_packed_data(layer: str, data: Array, input_size: int) -> None:
         raise RuntimeError(message(f"{layer} input.data", expected, data.shape, because=f"input_size={input_size}"))
 
 
-def check_states(
-    layer: str, hx: Any, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any], batched: bool
-) -> list[Array]:
-    """Return the states in `hx`, a tuple of as many arrays as there are `shapes`, each of its shape."""
+def check_states(layer: str, hx: Any, count: int, dtype: np.dtype[Any]) -> list[Array]:
+    """Return the states in `hx`, a tuple of `count` arrays of the layer's dtype."""
     if not isinstance(hx, (tuple, list)):
-        raise TypeError(message(f"{layer} hx", f"a tuple of {len(shapes)} arrays", type(hx).__name__))
-    if len(hx) != len(shapes):
-        raise RuntimeError(message(f"{layer} hx", f"{len(shapes)} arrays, as {layer} has so many states", len(hx)))
-    states = [check_array(f"{layer} hx[{index}]", state, dtype) for index, state in enumerate(hx)]
+        raise TypeError(message(f"{layer} hx", f"a tuple of {count} arrays", type(hx).__name__))
+    if len(hx) != count:
+        raise RuntimeError(message(f"{layer} hx", f"{count} arrays, as {layer} has so many states", len(hx)))
+    return [check_array(f"{layer} hx[{index}]", state, dtype) for index, state in enumerate(hx)]
+
+
+def check_state_shapes(layer: str, states: list[Array], shapes: Sequence[tuple[int, ...]], batched: bool) -> None:
+    """Check that each of the `states` has its shape."""
     for index, (state, shape) in enumerate(zip(states, shapes, strict=True)):
         if state.ndim != len(shape):
             kind, ndim = "batched" if batched else "unbatched", len(shape)
@@ -144,7 +153,6 @@ def check_states(
             )
         if state.shape != shape:
             raise RuntimeError(f"{layer} hx: Expected hidden[{index}] size {shape}, got {list(state.shape)}")
-    return states
 
 
 def check_layout(layer: str, x: Array, lengths: Any, batched: bool) -> SequenceLayout:
@@ -153,7 +161,7 @@ def check_layout(layer: str, x: Array, lengths: Any, batched: bool) -> SequenceL
     if lengths is None:
         return SequenceLayout(steps, batch)
     if not batched:
-        raise ValueError(message(f"{layer} lengths", "None because the input is unbatched", "lengths"))
+        raise ValueError(message(f"{layer} lengths", "None", "lengths", because="the input is unbatched"))
     lengths = check_lengths(f"{layer} lengths", lengths, batch, steps)
     if (lengths == steps).all():
         return SequenceLayout(steps, batch)
@@ -162,7 +170,10 @@ def check_layout(layer: str, x: Array, lengths: Any, batched: bool) -> SequenceL
 
 
 def check_out(layer: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: list[Array]) -> Array:
-    """Return `out` if the output can go there: a writeable array of this shape and dtype, apart from the `inputs`."""
+    """Return `out` if the output can go there: a writeable array of this shape and dtype, apart from the `inputs`.
+
+    Whether two arrays of odd strides share memory is as hard as any problem; what cannot be told soon is refused.
+    """
     argument = f"{layer} out"
     if not isinstance(out, np.ndarray):
         raise TypeError(message(argument, "a NumPy array", type(out).__name__))
@@ -172,6 +183,27 @@ def check_out(layer: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]
         raise ValueError(message(argument, f"dtype {dtype}", out.dtype))
     if not out.flags.writeable:
         raise ValueError(message(argument, "a writeable array", "a read-only one"))
-    if any(np.may_share_memory(out, array) and np.shares_memory(out, array) for array in inputs):
+    if any(np.may_share_memory(out, array) and _shares_memory(out, array) for array in inputs):
         raise ValueError(message(argument, "memory of its own", "an array that shares memory with the input or hx"))
-    return np.asarray(out)  # a subclass may give its views other shapes
+    if _may_overlap_itself(out):
+        expected = "elements that share no memory with one another"
+        raise ValueError(message(argument, expected, f"strides {out.strides}"))
+    return out
+
+
+def _shares_memory(one: Array, other: Array) -> bool:
+    try:
+        return np.shares_memory(one, other, max_work=_MOST_WORK)
+    except RuntimeError:  # TooHardError, which has another place in each NumPy
+        return True
+
+
+def _may_overlap_itself(array: Array) -> bool:
+    """Say whether two elements may share memory: False for all that slicing and transposing make."""
+    reach = array.itemsize  # bytes from the first to the last byte along the axes with the smaller strides
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                return True
+            reach += stride * (size - 1)
+    return False

@@ -126,6 +126,8 @@ class LSTM(RecurrentLayer):
         ------
         ValueError
             No LSTM has that prefix, or more than one; the error lists all that there are.
+        TypeError
+            `state_dict` is no mapping of names to arrays, or `prefix` no str.
 
         Examples
         --------
@@ -134,7 +136,8 @@ class LSTM(RecurrentLayer):
         LSTM(3, 4, bidirectional=True)
         """
         found = find_recurrent_layer(state_dict, prefix)
-        layer = cls(
+        return cls._with_parameters(
+            found.parameters,
             found.input_size,
             found.hidden_size,
             found.num_layers,
@@ -144,8 +147,6 @@ class LSTM(RecurrentLayer):
             proj_size=found.proj_size,
             dtype=common_dtype(found.parameters) if dtype is None else dtype,
         )
-        layer.load_state_dict(found.parameters)
-        return layer
 
     @overload
     def __call__(

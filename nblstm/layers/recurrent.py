@@ -123,7 +123,8 @@ class RecurrentLayer(Layer):
         layout = checks.check_layout(name, steps_first, lengths, batched)
         states = self._states(dtype, state_sizes, hx, layout.batch if batched else None)
         output = self._output(dtype, array, states, out)
-        target = output[:, None] if not batched else output.swapaxes(0, 1) if self.batch_first else output
+        plain = np.asarray(output)  # a subclass may give its views other shapes
+        target = plain[:, None] if not batched else plain.swapaxes(0, 1) if self.batch_first else plain
         return SequenceCall(steps_first, layout, states, _dense(target), target, output, batched)
 
     def _prepare_packed(
@@ -139,7 +140,8 @@ class RecurrentLayer(Layer):
         layout = SequenceLayout(len(sizes), int(sizes[0]), sizes, states=packed.sorted_indices, packed=True)
         states = self._states(dtype, state_sizes, hx, layout.batch)
         output = self._output(dtype, data, states, out)
-        return SequenceCall(data, layout, states, _dense(output), output, packed._replace(data=output), batched=True)
+        target = np.asarray(output)
+        return SequenceCall(data, layout, states, _dense(target), target, packed._replace(data=output), batched=True)
 
     def _states(
         self, dtype: np.dtype[Any], sizes: Sequence[int], hx: Any, batch: int | None
@@ -149,7 +151,9 @@ class RecurrentLayer(Layer):
             return [None] * len(sizes)
         rows = self.num_layers * self._directions
         shapes = [(rows, size) if batch is None else (rows, batch, size) for size in sizes]
-        states = checks.check_states(type(self).__name__, hx, shapes, dtype, batch is not None)
+        name = type(self).__name__
+        states = checks.check_states(name, hx, len(shapes), dtype)
+        checks.check_state_shapes(name, states, shapes, batch is not None)
         return states if batch is not None else [state[:, None] for state in states]
 
     def _output(self, dtype: np.dtype[Any], x: Array, states: Sequence[Array | None], out: Any) -> Array:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nblstm.arrays import Array, as_array
+from nblstm.arrays import Array, as_array, as_mapping
 from nblstm.errors import WeightFileError, message
 from nblstm.weights.npz_file import check_npz, is_npz, read_npz, write_npz
 from nblstm.weights.safetensors_file import check_safetensors, is_safetensors, read_safetensors, write_safetensors
@@ -101,7 +101,7 @@ def save(path: str | os.PathLike[str], state_dict: Mapping[str, Any]) -> None:
     ValueError
         The extension is another one, or the format cannot hold a name or a dtype.
     TypeError
-        A name is not a str, or a value is not an array of numbers.
+        `state_dict` is no mapping, a name in it is not a str, or a value is not an array of numbers.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def save(path: str | os.PathLike[str], state_dict: Mapping[str, Any]) -> None:
     if target.suffix.lower() not in _WRITERS:
         raise ValueError(message("path", f"a name that ends in {' or '.join(_WRITERS)}", repr(str(target))))
     check, write = _WRITERS[target.suffix.lower()]
-    arrays = {name: _checked(name, value, check) for name, value in state_dict.items()}
+    arrays = {name: _checked(name, value, check) for name, value in as_mapping("state_dict", state_dict).items()}
     with _replacing(target) as file:
         write(file, arrays)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nblstm.arrays import Array, as_array
+from nblstm.arrays import Array, as_array, as_mapping
 from nblstm.errors import message
 
 Shape = tuple[int, ...]
@@ -75,7 +75,7 @@ def find_recurrent_layer(mapping: Mapping[str, Any], prefix: str = "", *, gates:
         There is no such layer, or more than one (their prefixes are listed), or an array of it is missing or has
         another shape than the others ask for.
     TypeError
-        A value under such a name is not an array of numbers.
+        `mapping` is no mapping, `prefix` no str, or a value under such a name not an array of numbers.
 
     Examples
     --------
@@ -122,7 +122,7 @@ def find_cell(mapping: Mapping[str, Any], prefix: str = "", *, gates: int = 4) -
 def _by_prefix(mapping: Mapping[str, Any], pattern: re.Pattern[str]) -> dict[str, dict[str, Array]]:
     """Return the arrays whose names match, by what stands before the name and then by the name."""
     found: dict[str, dict[str, Array]] = {}
-    for key, value in mapping.items():
+    for key, value in as_mapping("state_dict", mapping).items():
         if isinstance(key, str) and (match := pattern.fullmatch(key)):
             found.setdefault(match["prefix"], {})[match["name"]] = as_array(f"state_dict[{key!r}]", value)
     return found
@@ -132,6 +132,8 @@ def _choose(
     mapping: Mapping[str, Any], found: Mapping[str, Mapping[str, Array]], prefix: str, gates: int, kind: str
 ) -> str:
     """Return the prefix of the one that is meant, or raise an error that lists what there is."""
+    if not isinstance(prefix, str):
+        raise TypeError(message("prefix", "a str", type(prefix).__name__))
     for exact in (prefix, f"{prefix}."):
         if exact in found:
             return exact

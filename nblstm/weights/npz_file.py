@@ -24,9 +24,9 @@ from nblstm.weights.zip_archive import ZipArchive
 _SUFFIX = ".npy"
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {1: 2, 2: 4}  # of the header's length, by the version of the format; version 3 is for named fields
-_DTYPE = re.compile(r"'descr'\s*:\s*'([<>|=][biufc][0-9]{1,2})'")
-_ORDER = re.compile(r"'fortran_order'\s*:\s*(True|False)")
-_SHAPE = re.compile(r"'shape'\s*:\s*\(((?:\s*[0-9]{1,19}\s*,)*(?:\s*[0-9]{1,19})?\s*)\)")
+_DTYPE = re.compile(r"'descr' *: *'([<>|=][biufc][0-9]{1,2})'")
+_ORDER = re.compile(r"'fortran_order' *: *(True|False)")
+_SHAPE = re.compile(r"'shape' *: *\(((?: *[0-9]{1,19} *,)*(?: *[0-9]{1,19})? *)\)")
 _LONGEST_HEADER = 10_000  # of an array of plain numbers it takes some 60 bytes
 _LONGEST_NAME = 2**16 - 1 - len(_SUFFIX)  # bytes, in a zip archive
 

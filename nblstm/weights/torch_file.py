@@ -65,7 +65,7 @@ class _Tensors:
         self.byte_order = self._byte_order()
         self.loaded: dict[str, tuple[Element, Array]] = {}
         # For all arrays, each copied on its own: views that share a storage, or strides of 0, make much of little
-        self.allowance = 64 * source.size + 2**26
+        self.allowance = archive.size + 64 * source.size + 2**26
 
     def names(self) -> dict[tuple[str, str], object]:
         """Return the allow-list: each (module, name) that a pickle may mention and what it stands for."""

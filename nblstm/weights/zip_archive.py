@@ -14,6 +14,8 @@ from nblstm.weights.source import Bytes, Source, shown
 _BEGINNINGS = (b"PK\x03\x04", b"PK\x05\x06")  # of an archive, and of one without members
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and of the extra field that follow it
 _ENCRYPTED = 1
+_GRANTED = 2**30  # bytes
+_PIECE = 2**12  # packed bytes; unpacked at most 4 MiB
 # What damage makes zipfile raise; OSError is a seek to a place that there is not.
 _DAMAGE = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error, OSError)
 
@@ -26,8 +28,11 @@ def is_zip(head: bytes) -> bool:
 class ZipArchive:
     """The members of the zip archive in `source` by name, in the order of its directory.
 
-    All members together may take, unpacked, 64 times the size of the file and 64 MiB more: weights that are mostly
-    zeros still pass, a zip bomb and members that share their bytes do not. Raises WeightFileError.
+    All members together may take, unpacked, 1 GiB and 64 times the size of the file: more is a zip bomb, or members
+    that share their bytes, and refused before any memory is taken. Deflate makes up to 1,032 bytes of one, so weights
+    that are all zeros pass up to 1 GiB, and beyond it where they fill but a part of the file. Raises WeightFileError.
+
+    `size` is how many bytes the members take.
     """
 
     def __init__(self, source: Source) -> None:
@@ -40,9 +45,10 @@ class ZipArchive:
         self._members = {member.filename: member for member in members}
         if len(self._members) < len(members):
             raise self._damaged("two members of one name")
-        most = 64 * source.size + 2**26
-        if (size := sum(member.file_size for member in members)) > most:
-            raise source.refuse(f"at most {most} bytes in the members of this archive", size)
+        self.size = sum(member.file_size for member in members)
+        most = 64 * source.size + _GRANTED
+        if self.size > most:
+            raise source.refuse(f"at most {most} bytes in the members of this archive", self.size)
 
     @property
     def names(self) -> list[str]:
@@ -82,11 +88,19 @@ class ZipArchive:
         return int(member.header_offset + _LOCAL_HEADER.size + name_length + extra_length)
 
     def _inflated(self, packed: Bytes, member: zipfile.ZipInfo) -> Bytes:
-        try:
-            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed.data, member.file_size + 1)
-        except zlib.error as error:
-            raise self._damaged(f"{shown(member.filename)}: {error}") from error
-        return np.frombuffer(bytearray(content), np.uint8)
+        """Return a member unpacked, piece by piece: at most one byte more than it says it has."""
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        content, filled = np.empty(member.file_size + 1, np.uint8), 0
+        for start in range(0, packed.size, _PIECE):
+            try:
+                piece = inflater.decompress(packed[start : start + _PIECE].data, content.size - filled)
+            except zlib.error as error:
+                raise self._damaged(f"{shown(member.filename)}: {error}") from error
+            content[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+            filled += len(piece)
+            if inflater.eof or filled == content.size:
+                break
+        return content[:filled]
 
     def _damaged(self, what: str) -> WeightFileError:
         return self._source.refuse("a whole zip archive", what, "It is damaged: copy or download it again")

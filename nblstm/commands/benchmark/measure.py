@@ -1,0 +1,103 @@
+"""The measuring: every engine in turn, round after round, and the machine's own limits in the same rounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from nblstm.commands.benchmark.cases import Case
+from nblstm.commands.benchmark.engines import OURS
+from nblstm.commands.benchmark.limits import NAME as LIMITS
+from nblstm.commands.benchmark.process import EngineError, EngineProcess, question_of
+from nblstm.commands.benchmark.results import CaseResult, Outcome
+
+# How far an engine's output may lie from nblstm's, whose entries lie between -1 and 1.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
+
+
+class Effort(NamedTuple):
+    """How much time to give."""
+
+    rounds: int
+    budget: float  # seconds of one engine's turn
+    # Between two turns: OpenMP's and others' threads look for work for a while before they sleep.
+    pause: float
+
+
+THOROUGH = Effort(rounds=5, budget=0.15, pause=0.2)
+QUICK = Effort(rounds=2, budget=0.05, pause=0.1)
+
+
+class Bench:
+    """The processes of some engines, nblstm first, and of the limits; all of them asleep but the one that is asked."""
+
+    def __init__(self, engines: Sequence[EngineProcess], limits: EngineProcess, folder: Path) -> None:
+        self.engines = engines
+        self.limits = limits
+        self._expected = folder / "expected.npy"
+
+    def versions(self) -> dict[str, str]:
+        """Return the engines' versions; EngineError if one cannot start."""
+        return {engine.name: engine.ask("hello")["version"] for engine in self.engines}
+
+    def threads(self) -> int:
+        """Return how many threads nblstm can use, which Numba's threading layer may bound; EngineError as above."""
+        return int(self.limits.ask("hello")["threads"])
+
+    def ladder(self, footprints: list[int], effort: Effort) -> list[dict[str, float]]:
+        """Return the best rate of all rounds at which weights of each size stream: ``{"bytes": ..., "rate": ...}``."""
+        rounds = [
+            self.limits.ask("ladder", footprints=footprints, budget=effort.budget / 5)["rungs"]
+            for _ in range(effort.rounds)
+        ]
+        return [max(rungs, key=lambda rung: float(rung["rate"])) for rungs in zip(*rounds, strict=True)]
+
+    def measure(self, case: Case, effort: Effort, tick: Callable[[], None]) -> CaseResult:
+        """Return what all engines do with a case; calls `tick` after each turn, (engines + 1) * rounds times."""
+        self._expected.unlink(missing_ok=True)
+        result = CaseResult(case, {engine.name: self._prepare(engine, case) for engine in self.engines})
+        self.limits.ask("prepare", case=question_of(case))
+        for _ in range(effort.rounds):
+            for engine in self.engines:
+                outcome = result.engines[engine.name]
+                if outcome.problem is None:
+                    time.sleep(effort.pause)
+                    try:
+                        outcome.medians.append(engine.ask("measure", budget=effort.budget)["seconds"])
+                    except EngineError as error:
+                        outcome.problem = str(error)
+                tick()
+            time.sleep(effort.pause)
+            figures = self.limits.ask("measure", budget=effort.budget)
+            result.fma.append(figures["fma"])
+            result.stream.append(figures["stream"])
+            tick()
+        return result
+
+    def _prepare(self, engine: EngineProcess, case: Case) -> Outcome:
+        """Let an engine prepare a case and compare its output with nblstm's, which is prepared first."""
+        try:
+            engine.ask("prepare", case=question_of(case))
+            if engine.name == OURS:
+                engine.ask("save", path=str(self._expected))
+                return Outcome()
+            difference = float(engine.ask("compare", path=str(self._expected))["difference"])
+        except EngineError as error:
+            return Outcome(problem=str(error))
+        if not difference <= TOLERANCE[case.dtype]:
+            return Outcome(difference=difference, problem=f"wrong: {difference:.0e} from nblstm's output")
+        return Outcome(difference=difference)
+
+
+@contextmanager
+def bench(engines: Sequence[str], threads: int) -> Iterator[Bench]:
+    """Start the processes of the named engines, nblstm among them and first, for as long as the context lasts."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="nblstm-bench-")))
+        # All start before any is asked, so that their imports take the time of one.
+        processes = [stack.enter_context(EngineProcess(name, threads, folder)) for name in [*engines, LIMITS]]
+        yield Bench(processes[:-1], processes[-1], folder)

@@ -1,0 +1,260 @@
+"""``python -m nblstm bench``: its options, its engines, its processes, and all of it together."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nblstm import get_num_threads, num_threads, reference
+from nblstm.__main__ import main
+from nblstm.commands import bench
+from nblstm.commands.benchmark.cases import Case
+from nblstm.commands.benchmark.engines import ENGINES, NotOffered
+from nblstm.commands.benchmark.measure import Bench, Effort
+from nblstm.commands.benchmark.process import EngineError, EngineProcess, answer, median_seconds
+from nblstm.commands.benchmark.results import CaseResult, Outcome, Results, load_results
+
+PLAIN = Case(7, 3, 5, 9)
+BOTH = Case(6, 2, 5, 10, layers=2, bidirectional=True)
+PROJECTED = Case(6, 2, 5, 10, projection=3)
+DOUBLE = Case(6, 2, 5, 10, dtype="float64")
+
+
+@pytest.fixture
+def only(monkeypatch):
+    """Return what pretends that nothing but some packages is installed."""
+
+    def pretend(*packages: str) -> None:
+        for module in ("bench", "benchmark.engines"):
+            monkeypatch.setattr(f"nblstm.commands.{module}.is_installed", lambda package: package in packages)
+
+    return pretend
+
+
+# Engines
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("case", [PLAIN, BOTH, PROJECTED, DOUBLE], ids=lambda case: case.shape)
+def test_engines_compute_the_same(name, case):
+    if ENGINES[name].missing():
+        pytest.skip(f"{name} is not installed")
+    with num_threads(1):
+        engine = ENGINES[name](1)
+        try:
+            prepared = engine.prepare(case)
+        except NotOffered:
+            assert name in ("onnxruntime", "openvino") and case in (PROJECTED, DOUBLE)
+            return
+        output = prepared.output(prepared.call())
+    expected, _ = reference.lstm(case.input(), case.parameters())
+    assert output.dtype == case.dtype
+    assert np.max(np.abs(output - expected)) < 2e-6
+    assert ENGINES[name].version()
+
+
+def test_a_kind_that_an_engine_does_not_know():
+    with num_threads(1), pytest.raises(NotOffered, match="nblstm does no flying"):
+        ENGINES["nblstm"](1).prepare(Case(1, 1, 1, 1, kind="flying"))
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--threads", "0"], "threads: expected a whole number from 1 to "),
+        (["--threads", "100000"], "because NUMBA_NUM_THREADS"),
+        (["--threads", "two"], "got 'two'"),
+        (["--rounds", "0"], "rounds: expected a whole number of at least 1, got '0'"),
+        (["--shapes", "1,2"], "shape: expected T,B,I,H"),
+        (["--set", "none"], "invalid choice: 'none'"),
+        (["--set", "grid", "--shapes", "1,1,1,1"], "not allowed with argument --set"),
+        (["--engines", "abacus"], "engines: expected some of nblstm, torch, onnxruntime, openvino, got 'abacus'"),
+        (["--engines", "torch"], "got torch without torch. The extra `bench` brings them"),
+        (["--engines", "openvino"], "got openvino without openvino, onnx."),
+        (["--plot", "plot.png"], "drawing needs matplotlib"),
+        (["--json", "no/such/folder/file.json"], "file: expected a file in a folder that exists"),
+    ],
+)
+def test_options_that_are_refused(option, message, only, capsys):
+    only()
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *option])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def results_of(cases, engines):
+    outcomes = {name: Outcome([1e-3] if name == "nblstm" else [2e-3]) for name in engines}
+    machine = {"caches": {}, "threads": 1, "threads of nblstm": 1, "cpu": "", "vectors": "", "cores": 1}
+    machine |= {"system": "", "python": ""}
+    return Results("", "", machine, {}, 1, [], [CaseResult(case, outcomes, [1e9], [1e9]) for case in cases])
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Return what `bench.measure` is called with, which measures nothing."""
+    calls: list[Any] = []
+
+    def measure(cases, engines, threads, effort, *, command):
+        calls.append((list(cases), engines, threads, effort, command))
+        return results_of(cases, engines)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    return calls
+
+
+def test_defaults(measured, only, capsys):
+    only("torch", "onnx")
+    assert main(["bench"]) == 0
+    cases, engines, threads, effort, command = measured[0]
+    assert cases == bench.SETS["standard"] and engines == ["nblstm", "torch"] and threads == get_num_threads()
+    assert effort == bench.THOROUGH and command == f"python -m nblstm bench --threads {threads}"
+    said = capsys.readouterr()
+    assert "geometric mean  " in said.out
+    assert "without onnxruntime: not installed (onnxruntime)" in said.err
+    assert "without openvino: not installed (openvino)" in said.err
+
+
+def test_all_options(measured, only, tmp_path, capsys):
+    only("torch")
+    options = ["--quick", "--rounds", "3", "--threads", "1", "--engines", "torch", "--shapes", "5,1,4,8;6,1,4,8,bi"]
+    path = tmp_path / "results.json"
+    assert main(["bench", *options, "--json", str(path)]) == 0
+    cases, engines, threads, effort, command = measured[0]
+    assert [case.shape for case in cases] == ["T5 B1 I4 H8", "T6 B1 I4 H8 bi"]
+    assert (engines, threads, effort) == (["nblstm", "torch"], 1, bench.QUICK._replace(rounds=3))
+    assert command.endswith("--quick --rounds 3 --engines nblstm,torch --shapes '5,1,4,8,1; 6,1,4,8,1,bi'")
+    assert load_results(path) == results_of(cases, engines)
+
+
+def test_quick_has_a_set_of_its_own(measured, only):
+    only()
+    assert main(["bench", "--quick"]) == 0
+    assert measured[0][0] == bench.SETS["small"]
+
+
+def test_a_failure_of_nblstm_is_the_exit_status(monkeypatch, only, capsys):
+    only()
+    broken = results_of([PLAIN], ["nblstm"])
+    broken.cases[0].engines["nblstm"] = Outcome(problem="broken")
+    monkeypatch.setattr(bench, "measure", lambda *arguments, **options: broken)
+    assert main(["bench", "--quick"]) == 1
+    assert "–: broken (nblstm: T7 B3 I5 H9)" in capsys.readouterr().out
+
+
+# Measuring, with engines that only say what they are told to
+
+
+class FakeProcess:
+    """The asking end of a process that is not there."""
+
+    def __init__(self, name: str, log: list[str], difference: float = 0.0, problem: str = "") -> None:
+        self.name, self._log, self._difference, self._problem = name, log, difference, problem
+
+    def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
+        if self._problem and what == self._problem:
+            raise EngineError(f"{what} failed")
+        if what == "measure":
+            self._log.append(self.name)
+        return {"difference": self._difference, "seconds": float(len(self._log)), "fma": 1.0, "stream": 2.0}
+
+
+def test_engines_take_turns(tmp_path):
+    log: list[str] = []
+    engines = [FakeProcess(name, log) for name in ("nblstm", "torch")]
+    ticks: list[None] = []
+    result = Bench(engines, FakeProcess("limits", log), tmp_path).measure(
+        PLAIN, Effort(rounds=2, budget=0.0, pause=0.0), lambda: ticks.append(None)
+    )
+    assert log == ["nblstm", "torch", "limits"] * 2 and len(ticks) == 6
+    assert result.engines["nblstm"].medians == [1.0, 4.0] and result.seconds("torch") == 2.0
+    assert (result.fma, result.stream) == ([1.0, 1.0], [2.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"difference": 1e-3}, "wrong: 1e-03 from nblstm's output"),
+        ({"difference": float("nan")}, "wrong: nan from nblstm's output"),
+        ({"problem": "prepare"}, "prepare failed"),
+        ({"problem": "measure"}, "measure failed"),
+    ],
+)
+def test_an_engine_that_is_wrong_or_fails_has_no_time(arguments, problem, tmp_path):
+    log: list[str] = []
+    engines = [FakeProcess("nblstm", log), FakeProcess("torch", log, **arguments)]
+    result = Bench(engines, FakeProcess("limits", log), tmp_path).measure(PLAIN, Effort(2, 0.0, 0.0), lambda: None)
+    assert result.engines["torch"].problem == problem and result.seconds("torch") is None
+    assert len(result.engines["nblstm"].medians) == 2
+
+
+def test_median_seconds_wakes_up_and_repeats():
+    calls: list[None] = []
+    assert 0 <= median_seconds(lambda: calls.append(None), budget=0.0) < 1
+    assert len(calls) == 1 + 3
+
+
+# Processes
+
+
+def test_problems_become_answers():
+    class End:
+        def fail(self) -> dict[str, Any]:
+            raise RuntimeError("first line\nsecond line")
+
+        def refuse(self, size: int) -> dict[str, Any]:
+            raise NotOffered(f"no {size}")
+
+    assert answer(End(), {"what": "fail"}) == {"problem": "RuntimeError: first line"}
+    assert answer(End(), {"what": "refuse", "size": 3}) == {"problem": "no 3"}
+
+
+def test_a_process_that_cannot_start_says_why(tmp_path):
+    with EngineProcess("abacus", 1, tmp_path) as process:
+        for _ in range(2):
+            with pytest.raises(EngineError, match=r"its process ended with status 1: KeyError: 'abacus'"):
+                process.ask("hello")
+
+
+def run_bench(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nblstm", "bench", "--quick", "--rounds", "1", *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_end_to_end(tmp_path):
+    path = tmp_path / "results.json"
+    done = run_bench("--engines", "nblstm", "--threads", "1", "--shapes", "5,2,3,8; 4,1,3,8,2,bi", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "T5 B2 I3 H8" in done.stdout and "1 thread for every engine" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("[2/2] T4 B1 I3 H8 L2 bi: nblstm ")
+    content = json.loads(path.read_text())
+    assert content["machine"]["threads"] == 1 and content["versions"]["numba"]
+    assert [len(case["engines"]["nblstm"]["medians"]) for case in content["cases"]] == [1, 1]
+    assert all(rate > 0 for case in content["cases"] for rate in case["fma"] + case["stream"])
+
+
+@pytest.mark.slow
+def test_end_to_end_with_every_peer_that_is_installed(tmp_path):
+    path = tmp_path / "results.json"
+    done = run_bench("--shapes", "5,2,3,8; 4,1,3,8,2,bi; 4,1,3,8,P2; 4,1,3,8,f64", "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    outcomes = [outcome for case in load_results(path).cases for outcome in case.engines.values()]
+    assert not [outcome for outcome in outcomes if (outcome.problem or "").startswith("wrong")]
+    assert all(outcome.seconds or outcome.problem for outcome in outcomes)
+
+
+def test_the_engines_of_the_extra_are_those_of_the_bench():
+    text = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    extra = next(line for line in text.splitlines() if line.startswith("bench = "))
+    needed = {package for engine in ENGINES.values() for package in engine.packages} - {"torch"}
+    assert all(f'"{package}>=' in extra for package in needed | {"matplotlib", "tqdm"})
