@@ -76,6 +76,29 @@ def test_any_layer_and_call(peer: Peer, call: Any, seed: int, threads: int) -> N
     assert_parity(got, oracle(layer, x, states, lengths), peer(layer, x, states, lengths))
 
 
+@st.composite
+def wide_calls(draw: st.DrawFn) -> tuple[LSTM, int, int]:
+    """Draw a layer whose sums are long, where the order of additions begins to tell: (layer, steps, batch)."""
+    layer = LSTM(
+        draw(st.integers(1, 300)),
+        draw(st.integers(150, 400)),
+        draw(st.integers(1, 2)),
+        bias=draw(st.booleans()),
+        bidirectional=draw(st.booleans()),
+        proj_size=draw(st.sampled_from([0, 0, 100])),
+        seed=draw(st.integers(0, 2**32)),
+    )
+    return layer, draw(st.integers(5, 30)), draw(st.integers(1, 8))
+
+
+@settings(max_examples=60)
+@given(call=wide_calls(), seed=st.integers(0, 2**32))
+def test_wide_layers(peer: Peer, call: Any, seed: int) -> None:
+    layer, steps, batch = call
+    x, _ = random_inputs(layer, steps, batch, seed=seed)
+    assert_parity(layer(x), oracle(layer, x), peer(layer, x, None, None))
+
+
 @pytest.mark.parametrize("arguments", [{}, {"num_layers": 2}, {"bidirectional": True}, {"proj_size": 8}], ids=str)
 def test_harsh_weights_over_a_whole_sequence(arguments: dict[str, Any], peer: Peer) -> None:
     layer = LSTM(10, 30, **arguments, seed=4)

@@ -57,9 +57,15 @@ def test_panels_that_were_not_asked_for_are_not_touched():
     assert np.all(np.isnan(got[:, :width])) and np.all(got[:, width:] == 4)
 
 
+def test_a_chain_begins_at_zero_not_at_what_it_is_added_to():
+    # Each 1 alone is lost beside 2^25, whose neighbours are 4 apart; their sum is not.
+    a, w = np.ones((1, 8), np.float32), np.ones((1, 8), np.float32)
+    assert multiply(a, w, np.array([2.0**25], np.float32))[0, 0] == np.float32(2.0**25 + 8)
+
+
 @pytest.mark.skipif(not policy.HAS_FMA, reason="this CPU has no fused multiply-add")
 def test_every_term_is_fused():
     # (1 + e)^2 - 1 keeps its e^2 only if product and sum are rounded together.
     e = np.float32(2.0**-12)
-    a, w = np.array([[1 + e]], np.float32), np.array([[1 + e]], np.float32)
-    assert multiply(a, w, np.array([-1], np.float32))[0, 0] == np.float32(2 * e + e * e)
+    a, w = np.array([[1, 1 + e]], np.float32), np.array([[-1, 1 + e]], np.float32)
+    assert multiply(a, w, np.zeros(1, np.float32))[0, 0] == np.float32(2 * e + e * e)

@@ -4,7 +4,7 @@ A weight matrix W of N outputs and K terms is stored as panels of ``width = PANE
 contiguous in the order in which the tile reads it, and the product has the panels outermost too:
 
     weights[panel, k, j] = W[panel * width + j, k]            zeros beyond output N
-    product[panel, row, j] = start + sum over k of a[row, k] * W[panel * width + j, k]
+    product[panel, row, j] += sum over k of a[row, k] * W[panel * width + j, k]
 """
 
 from __future__ import annotations

@@ -1,14 +1,18 @@
 """The register tile: the one loop in which nearly all floating-point work happens.
 
-A tile multiplies a few rows of a matrix by one or more adjacent panels of packed weights and adds the products to
-accumulators that stay in registers for the whole sum. For each of the K terms it loads the panels' vectors, spreads
-one number of each row over a vector, and does rows x vectors fused multiply-adds:
+A tile multiplies a few rows of a matrix by one or more adjacent panels of packed weights, in accumulators that stay in
+registers for the whole sum, and adds the products to what is there. For each of the K terms it loads the panels'
+vectors, spreads one number of each row over a vector, and does rows x vectors fused multiply-adds:
 
+    acc[r, v] = 0
     acc[r, v] = fma(a[r, k], b[k, v], acc[r, v])        k = 0, 1, ..., K-1
+    c[r, v] = c[r, v] + acc[r, v]
 
-Each output is one chain in the order of k, whatever the shape of the tile: that is why results do not depend on how
-rows, units or threads are divided. What may vary is only which chains run side by side. Two chains of an FMA unit
-with a latency of four and two units need eight in flight, and registers bound them from above:
+Each product is one chain in the order of k, whatever the shape of the tile: that is why results do not depend on how
+rows, units or threads are divided. What may vary is only which chains run side by side. A chain begins at zero, not at
+c: at the size of c every term would be rounded to the digits of c, which made four times the error in wide layers
+(docs/performance.md; tests/test_lstm_parity.py, wide layers). Two FMA units with a latency of four need eight chains
+in flight, and registers bound them from above:
 
 * 16 vector registers (AVX2, SSE): 6 rows x 2 vectors = 12 accumulators, 2 weights, 1 or 2 for the row's number;
 * 32 vector registers (AVX-512, NEON): 6 rows x 4 vectors = 24 accumulators, 4 weights, the row's number from memory.
@@ -69,7 +73,7 @@ def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int
     ]
     row_starts = [builder.gep(a, [scaled(a_row, r)]) for r in range(rows)]
     panel_starts = [scaled(b_panel, p) for p in range(panels)]
-    initial = [[builder.load(pointer, align=align) for pointer in row] for row in outputs]
+    zero = ir.Constant(vector, None)
     builder.cbranch(builder.icmp_signed(">", terms, ir.Constant(I64, 0)), loop, done)
 
     builder.position_at_end(loop)
@@ -89,20 +93,20 @@ def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int
     k.add_incoming(following, loop)
     for r in range(rows):
         for v in range(len(columns)):
-            accumulators[r][v].add_incoming(initial[r][v], entry)
+            accumulators[r][v].add_incoming(zero, entry)
             accumulators[r][v].add_incoming(sums[r][v], loop)
     builder.cbranch(builder.icmp_signed("<", following, terms), loop, done)
 
     builder.position_at_end(done)
+    products = [[builder.phi(vector) for _ in columns] for _ in range(rows)]
     for r in range(rows):
         for v in range(len(columns)):
-            result = builder.phi(vector)
-            result.add_incoming(initial[r][v], entry)
-            result.add_incoming(sums[r][v], loop)
-            initial[r][v] = result
+            products[r][v].add_incoming(zero, entry)
+            products[r][v].add_incoming(sums[r][v], loop)
     for r in range(rows):
         for v in range(len(columns)):
-            builder.store(initial[r][v], outputs[r][v], align=align)
+            before = builder.load(outputs[r][v], align=align)
+            builder.store(builder.fadd(before, products[r][v]), outputs[r][v], align=align)
     builder.ret_void()
     return function
 
