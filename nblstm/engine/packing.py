@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nblstm.arrays import Array
+from nblstm.arrays import Array, address_of
 from nblstm.kernels.cells import LSTM_GATES
 from nblstm.kernels.policy import lanes
 from nblstm.kernels.tile import PANEL_VECTORS
@@ -25,7 +25,7 @@ def aligned_empty(count: int, dtype: npt.DTypeLike) -> Array:
     """Return `count` uninitialised elements that begin at a cache line: a vector load must not straddle two."""
     size = count * np.dtype(dtype).itemsize
     memory = np.empty(size + LINE, np.uint8)
-    offset = -memory.ctypes.data % LINE
+    offset = -address_of(memory) % LINE
     return memory[offset : offset + size].view(dtype)
 
 

@@ -7,8 +7,8 @@ Four ways, all with the same bits:
 * rows of the batch over threads: no waiting either, but every thread reads all weights;
 * hidden units over threads: each reads its share of the weights at every step, and all meet after each step.
 
-The model counts, for one step of one slice, the time of the multiply-adds, the time to read the weights and the time
-of the cells. Its constants were measured on one kind of machine (docs/performance.md), and only their ratios matter.
+The model counts, for one step of one slice, the time of the multiply-adds, the time to read the weights, the time of
+the cells and the time to meet. Its constants were measured on one kind of machine (docs/performance.md), and only their ratios matter.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from nblstm.kernels.tile import ROWS as TILE_ROWS
 
 # Nanoseconds, and per nanosecond.
 _LAUNCH = 6000.0
-_MEET = 600.0
+_MEET = 1000.0
+_MEET_PER_ROW = 40.0  # what the others wrote of a row of h has to come from their caches
 _FLOPS_PER_LANE = 12.0
-_WEIGHT_BYTES = 40.0
+_WEIGHT_BYTES = 48.0
+_NOT_HIDDEN = 0.07  # of the time to read the weights, while multiplying takes longer
 _VECTOR_OF_CELLS = 21.0
-# Share of the tile's peak with 1, 2, ... rows.
-_TILE_SHARE = (0.0, 0.45, 0.6, 0.75, 0.9, 0.9, 1.0)
+# Share of its peak that a tile of 1, 2, ... rows reaches.
+_TILE_SHARE = (1.0, 0.7, 0.88, 0.95, 0.96, 0.97, 1.0)
 # From this many rows on, a step's input is projected within the step: the weights are read once for enough rows.
 _ROWS_TO_FUSE = 24
 _ROWS_OF_A_BLOCK = 96
@@ -76,17 +78,25 @@ def estimate(plan: Plan, weights: DirectionWeights, directions: int, steps: int,
         step = _step_estimate(weights, rows, -(-weights.unit_blocks // plan.parts))
     meetings = 0 if plan.split == ROWS else 1 if weights.projection_panels is None else 2
     launch = _LAUNCH if plan.threads > 1 else 0.0
-    return launch + steps * (waves * step + meetings * _MEET)
+    return launch + steps * (waves * step + meetings * (_MEET + rows * _MEET_PER_ROW))
 
 
 def _step_estimate(weights: DirectionWeights, rows: int, blocks: int) -> float:
     """Return the estimated time of one step of a slice of `rows` rows and `blocks` unit blocks, in nanoseconds."""
     width = lanes(weights.dtype.itemsize)
     units = blocks * width
-    share = _TILE_SHARE[rows] if rows < TILE_ROWS else 1.0
     terms = weights.outputs + (weights.outputs / LSTM_GATES if weights.projection_panels is not None else 0.0)
     recurrent = LSTM_GATES * units * terms
     projected = LSTM_GATES * units * weights.inputs
     rate = _FLOPS_PER_LANE * width
-    multiply = max(2 * rows * recurrent / (rate * share), recurrent * weights.dtype.itemsize / _WEIGHT_BYTES)
-    return multiply + 2 * rows * projected / rate + rows * blocks * _VECTOR_OF_CELLS
+    multiply = 2 * _rows_at_peak(rows) * recurrent / rate
+    read = recurrent * weights.dtype.itemsize / _WEIGHT_BYTES
+    recur = max(multiply + _NOT_HIDDEN * read, read)
+    return recur + 2 * rows * projected / rate + rows * blocks * _VECTOR_OF_CELLS
+
+
+def _rows_at_peak(rows: int) -> float:
+    """Return how many rows tiles at their peak would do in the time that the tiles of `rows` rows take."""
+    tiles = -(-rows // TILE_ROWS)
+    low, higher = divmod(rows, tiles)
+    return (tiles - higher) * low / _TILE_SHARE[low] + (higher and higher * (low + 1) / _TILE_SHARE[low + 1])

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nblstm import threads
-from nblstm.arrays import Array
-from nblstm.engine import plan as planning
+from nblstm.arrays import Array, address_of
 from nblstm.engine.jobs import Places, fill_jobs, job_template
 from nblstm.engine.packing import DirectionWeights, aligned_empty
 from nblstm.kernels import team
@@ -141,10 +140,10 @@ def _drop(y: Array, layout: SequenceLayout, first_step: int, layer: int, dropout
 def _run_layer(layer: list[DirectionWeights], x: Array, layout: SequenceLayout, h: Array, c: Array, y: Array) -> None:
     """Run one layer in all its directions; h (D, B, P) and c (D, B, H) go from initial to final."""
     first = layer[0]
-    plan = planning.choose(first, len(layer), layout.steps, layout.batch, threads.get_num_threads())
-    if plan.threads > 1 and threads.usable() < plan.threads:
-        plan = planning.choose(first, len(layer), layout.steps, layout.batch, threads.usable())
-    template = job_template(layer, plan, layout.steps, layout.batch)
+    template = job_template(layer, layout.steps, layout.batch, threads.get_num_threads())
+    if template.plan.threads > 1 and threads.usable() < template.plan.threads:
+        template = job_template(layer, layout.steps, layout.batch, threads.usable())
+    plan = template.plan
     workspace = aligned_empty(len(layer) * template.workspace, first.dtype)
     tables = _Tables.of(layout)
     jobs = fill_jobs(
@@ -152,7 +151,7 @@ def _run_layer(layer: list[DirectionWeights], x: Array, layout: SequenceLayout, 
     )
     steps = 1 if plan.split == ROWS else template.stages
     worker = lstm_float32 if first.dtype == np.float32 else lstm_float64
-    team.run(worker.address, jobs.ctypes.data, len(layer) * plan.parts, steps, plan.threads)
+    team.run(worker.address, address_of(jobs), len(layer) * plan.parts, steps, plan.threads)
 
 
 class _Tables(NamedTuple):
@@ -177,21 +176,21 @@ def _places(x: Array, y: Array, h: Array, c: Array, tables: _Tables, packed: boo
     if packed:
         x_strides, y_strides = (x_strides[0], *x_strides), (y_strides[0], *y_strides)
     return Places(
-        x=x.ctypes.data,
+        x=address_of(x),
         x_step=x_strides[0] // item,
         x_row=x_strides[1] // item,
         x_item=x_strides[2] // item,
-        y=y.ctypes.data,
+        y=address_of(y),
         y_step=y_strides[0] // item,
         y_row=y_strides[1] // item,
         starts=_address(tables.starts),
         batch_sizes=_address(tables.batch_sizes),
         x_rows=_address(tables.x_rows),
         state_rows=_address(tables.state_rows),
-        h_n=h.ctypes.data,
-        c_n=c.ctypes.data,
+        h_n=address_of(h),
+        c_n=address_of(c),
     )
 
 
 def _address(table: Array | None) -> int:
-    return 0 if table is None else table.ctypes.data
+    return 0 if table is None else address_of(table)

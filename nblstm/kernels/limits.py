@@ -34,9 +34,9 @@ def _multiply(job, piece, like):
     a_address, weights_address, product_address = fields[first + 4], fields[first + 5], fields[first + 6]
     a = Rows(array_at(a_address, rows * terms, like), zero, terms)
     weights = array_at(weights_address, panels * terms * width, like)
-    product = Panels(array_at(product_address, panels * rows * width, like), zero, rows * width)
+    product = Panels(array_at(product_address, panels * rows * width, like), zero, rows * width, width)
     for repeat in range(repeats):
-        multiply_add(rows, terms, a, weights, zero, panels, product, repeat % 2 == 1)
+        multiply_add(rows, terms, a, weights, zero, panels, product, product, repeat % 2 == 1)
 
 
 @worker

@@ -4,7 +4,7 @@ A weight matrix W of N outputs and K terms is stored as panels of ``width = PANE
 contiguous in the order in which the tile reads it, and the product has the panels outermost too:
 
     weights[panel, k, j] = W[panel * width + j, k]            zeros beyond output N
-    product[panel, row, j] += sum over k of a[row, k] * W[panel * width + j, k]
+    product[panel, row, j] = addend[panel, row, j] + sum over k of a[row, k] * W[panel * width + j, k]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from nblstm.kernels.policy import function
-from nblstm.kernels.simd import lanes_of, load, store
+from nblstm.kernels.simd import lanes_of
 from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, multiply_tile
 
 
@@ -25,11 +25,15 @@ class Rows(NamedTuple):
 
 
 class Panels(NamedTuple):
-    """Panels in a contiguous 1-D array: row r of panel p begins at element ``start + p * stride + r * width``."""
+    """Panels in a contiguous 1-D array: row r of panel p begins at element ``start + p * stride + r * row_stride``.
+
+    With a row stride of 0 all rows are the same: a bias.
+    """
 
     array: Any
     start: int
     stride: int
+    row_stride: int
 
 
 @function
@@ -39,52 +43,36 @@ def panel_width(like):
 
 
 @function
-def broadcast_bias(bias, first_panel, last_panel, rows, product):
-    """Set the first `rows` rows of panels [first_panel, last_panel) of `product` to `bias`.
+def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, product, backwards):
+    """Set `product` to `addend` plus the first `rows` rows of `a` times panels [first_panel, last_panel).
 
-    bias     in   (panels * width,)
-    product  out  Panels
-    """
-    lanes = lanes_of(bias)
-    width = panel_width(bias)
-    for panel in range(first_panel, last_panel):
-        for column in range(0, width, lanes):
-            value = load(bias, panel * width + column)
-            out = product.start + panel * product.stride + column
-            for row in range(rows):
-                store(product.array, out + row * width, value)
-
-
-@function
-def multiply_add(rows, terms, a, weights, first_panel, last_panel, product, backwards):
-    """Add the products of the first `rows` rows of `a` with panels [first_panel, last_panel) to `product`.
-
-    a          in           Rows of `terms` elements
-    weights    in           (panels, terms, width) contiguous, as 1-D
-    product    accumulates  Panels; overlaps neither a nor weights
+    a          in   Rows of `terms` elements
+    weights    in   (panels, terms, width) contiguous, as 1-D
+    addend     in   Panels; may be `product` itself
+    product    out  Panels; overlaps neither a nor weights
     backwards  from the last panel to the first: the same bits, other panels in the cache at the end
     """
     tiles = (rows + ROWS - 1) // ROWS
-    at_once = PANELS_AT_ONCE[rows] if tiles == 1 else 1
+    at_once = PANELS_AT_ONCE[rows // max(tiles, 1)]
     groups = (last_panel - first_panel + at_once - 1) // at_once
     for n in range(groups):
-        panel = first_panel + (groups - 1 - n if backwards else n) * at_once
-        end = min(panel + at_once, last_panel)
-        while panel < end:
-            panels = at_once
-            while panel + panels > end:
-                panels //= 2
-            row = 0
-            for tile in range(tiles):
-                # Tiles of nearly equal height: 32 rows as 6 6 5 5 5 5, not 6 6 6 6 6 2, whose last has too few chains.
-                height = (rows - row + tiles - tile - 1) // (tiles - tile)
-                _multiply_tile(height, panels, row, panel, terms, a, weights, product)
-                row += height
-            panel += panels
+        first = first_panel + (groups - 1 - n if backwards else n) * at_once
+        end = min(first + at_once, last_panel)
+        row = 0
+        for tile in range(tiles):
+            # Tiles of nearly equal height: 32 rows as 6 6 5 5 5 5, not 6 6 6 6 6 2, whose last has too few chains.
+            height = (rows - row + tiles - tile - 1) // (tiles - tile)
+            panel, panels = first, PANELS_AT_ONCE[height]
+            while panel < end:
+                while panel + panels > end:
+                    panels //= 2
+                _multiply_tile(height, panels, row, panel, terms, a, weights, addend, product)
+                panel += panels
+            row += height
 
 
 @function
-def _multiply_tile(rows, panels, row, panel, terms, a, weights, product):
+def _multiply_tile(rows, panels, row, panel, terms, a, weights, addend, product):
     """Do one tile: rows [row, row + rows) and panels [panel, panel + panels)."""
     width = panel_width(product.array)
     multiply_tile(
@@ -97,7 +85,12 @@ def _multiply_tile(rows, panels, row, panel, terms, a, weights, product):
         weights,
         panel * terms * width,
         terms * width,
+        addend.array,
+        addend.start + panel * addend.stride + row * addend.row_stride,
+        addend.stride,
+        addend.row_stride,
         product.array,
-        product.start + panel * product.stride + row * width,
+        product.start + panel * product.stride + row * product.row_stride,
         product.stride,
+        product.row_stride,
     )

@@ -64,6 +64,16 @@ def llvm_call(builder: ir.IRBuilder, name: str, *values: ir.Value) -> ir.Value:
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, f"{name}.{suffix}"), values)
 
 
+def llvm_prefetch(builder: ir.IRBuilder, pointer: ir.Value) -> None:
+    """Emit a request to bring the cache line at `pointer` into the second-level cache; no address is wrong."""
+    i32 = ir.IntType(32)
+    address = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+    function_type = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [address.type], function_type)
+    read, second_level, data = (ir.Constant(i32, number) for number in (0, 2, 1))
+    builder.call(prefetch, [address, read, second_level, data])
+
+
 def splat(builder: ir.IRBuilder, value: ir.Value, count: int) -> ir.Value:
     """Emit a vector whose `count` elements are all `value`."""
     vector = ir.VectorType(value.type, count)

@@ -1,12 +1,12 @@
 """The register tile: the one loop in which nearly all floating-point work happens.
 
 A tile multiplies a few rows of a matrix by one or more adjacent panels of packed weights, in accumulators that stay in
-registers for the whole sum, and adds the products to what is there. For each of the K terms it loads the panels'
+registers for the whole sum, and adds the products to other numbers. For each of the K terms it loads the panels'
 vectors, spreads one number of each row over a vector, and does rows x vectors fused multiply-adds:
 
     acc[r, v] = 0
     acc[r, v] = fma(a[r, k], b[k, v], acc[r, v])        k = 0, 1, ..., K-1
-    c[r, v] = c[r, v] + acc[r, v]
+    d[r, v] = c[r, v] + acc[r, v]
 
 Each product is one chain in the order of k, whatever the shape of the tile: that is why results do not depend on how
 rows, units or threads are divided. What may vary is only which chains run side by side. A chain begins at zero, not at
@@ -17,11 +17,18 @@ in flight, and registers bound them from above:
 * 16 vector registers (AVX2, SSE): 6 rows x 2 vectors = 12 accumulators, 2 weights, 1 or 2 for the row's number;
 * 32 vector registers (AVX-512, NEON): 6 rows x 4 vectors = 24 accumulators, 4 weights, the row's number from memory.
 
-With few rows a tile takes several panels at once to have enough chains (`PANELS_AT_ONCE`).
+With few rows a tile takes several panels at once to have enough chains (`PANELS_AT_ONCE`). Of the two operands of a
+term, registers hold the fewer vectors and the others pass one by one: 3 rows x 4 vectors fit 16 registers as 12
+accumulators, 3 numbers and 1 weight, and LLVM would spill with 4 weights and 1 number.
+
+Weights come in the order of memory, but a tall tile asks for them more slowly than the hardware fetches ahead for, and
+it does not fetch beyond a page: from main memory 6 rows ran at 65 % of the peak. A request a term, three quarters of a
+page ahead, brings 98 % (docs/performance.md).
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
@@ -30,30 +37,32 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 from nblstm.kernels.policy import VECTOR_REGISTERS
-from nblstm.kernels.simd import I64, llvm_element, llvm_fma, llvm_vector, splat
+from nblstm.kernels.simd import I64, llvm_element, llvm_fma, llvm_prefetch, llvm_vector, splat
 
 ROWS = 6
 PANEL_VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
-# By the number of rows: 8 accumulators or more, where registers allow. Three rows of two panels would be 12 of 16
-# registers too, but LLVM then keeps all weights of a term in registers and spills: 32 GFLOP/s where 96 is the peak.
-PANELS_AT_ONCE = (0, 2, 1, 1, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, 1, 1, 1, 1)
+# By the number of rows: 8 accumulators or more.
+PANELS_AT_ONCE = (0, 2, 1, 1, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, 2, 1, 1, 1)
+# With 1 or 2 rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
+_ROWS_TO_PREFETCH = 3
+_LINE = 64
+_PREFETCH_BYTES = 3072  # not a multiple of a page: 4096 was slower, whose lines share a set of L1 with those in use
 
 
 def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int) -> ir.Function:
     """Return the LLVM function for a tile of `rows` x `panels`, emitting it into `module` at the first request.
 
-    void (terms, a, a_row, b, b_panel, c, c_panel); strides in elements.
+    void (terms, a, a_row, b, b_panel, c, c_panel, c_row, d, d_panel, d_row); strides in elements.
     """
     element, vector = llvm_element(dtype), llvm_vector(dtype)
     name = f"nblstm_tile_{dtype}_{vector.count}_{rows}x{panels}"
     if name in module.globals:
         return module.globals[name]
     pointer = element.as_pointer()
-    function = ir.Function(
-        module, ir.FunctionType(ir.VoidType(), [I64, pointer, I64, pointer, I64, pointer, I64]), name
-    )
+    arguments = [I64, pointer, I64, pointer, I64, pointer, I64, I64, pointer, I64, I64]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     function.linkage = "linkonce_odr"
-    terms, a, a_row, b, b_panel, c, c_panel = function.args
+    terms, a, a_row, b, b_panel, c, c_panel, c_row, d, d_panel, d_row = function.args
     entry, loop, done = (function.append_basic_block(label) for label in ("entry", "loop", "done"))
     width = PANEL_VECTORS * vector.count
     columns = [(panel, v) for panel in range(panels) for v in range(PANEL_VECTORS)]
@@ -68,9 +77,11 @@ def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int
         return builder.bitcast(builder.gep(base, [ir.Constant(I64, constant)]), vector.as_pointer())
 
     align = dtype.bitwidth // 8
-    outputs = [
-        [vector_pointer(c, scaled(c_panel, p), r * width + v * vector.count) for p, v in columns] for r in range(rows)
-    ]
+    places = [(r, p, v) for r in range(rows) for p, v in columns]
+    addends, outputs = (
+        [vector_pointer(base, builder.add(scaled(panel, p), scaled(row, r)), v * vector.count) for r, p, v in places]
+        for base, panel, row in ((c, c_panel, c_row), (d, d_panel, d_row))
+    )
     row_starts = [builder.gep(a, [scaled(a_row, r)]) for r in range(rows)]
     panel_starts = [scaled(b_panel, p) for p in range(panels)]
     zero = ir.Constant(vector, None)
@@ -81,14 +92,32 @@ def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int
     k.add_incoming(ir.Constant(I64, 0), entry)
     accumulators = [[builder.phi(vector) for _ in columns] for _ in range(rows)]
     weight_row = builder.gep(b, [builder.mul(k, ir.Constant(I64, width))])
-    weights = [
-        builder.load(vector_pointer(weight_row, panel_starts[p] if p else None, v * vector.count), align=align)
-        for p, v in columns
-    ]
-    sums = []
-    for r in range(rows):
-        number = splat(builder, builder.load(builder.gep(row_starts[r], [k])), vector.count)
-        sums.append([llvm_fma(builder, number, w, acc) for w, acc in zip(weights, accumulators[r], strict=True)])
+    if rows >= _ROWS_TO_PREFETCH:
+        item = dtype.bitwidth // 8
+        for panel, line in product(range(panels), range(0, width * item, _LINE)):
+            ahead = (_PREFETCH_BYTES + line) // item
+            llvm_prefetch(builder, vector_pointer(weight_row, panel_starts[panel] if panel else None, ahead))
+
+    def weight(panel: int, v: int) -> ir.Value:
+        pointer = vector_pointer(weight_row, panel_starts[panel] if panel else None, v * vector.count)
+        return builder.load(pointer, align=align)
+
+    def number(r: int) -> ir.Value:
+        return splat(builder, builder.load(builder.gep(row_starts[r], [k])), vector.count)
+
+    sums = [[*row] for row in accumulators]
+    if rows < len(columns):
+        numbers = [number(r) for r in range(rows)]
+        for v, column in enumerate(columns):
+            w = weight(*column)
+            for r in range(rows):
+                sums[r][v] = llvm_fma(builder, numbers[r], w, accumulators[r][v])
+    else:
+        weights = [weight(*column) for column in columns]
+        for r in range(rows):
+            n = number(r)
+            for v, w in enumerate(weights):
+                sums[r][v] = llvm_fma(builder, n, w, accumulators[r][v])
     following = builder.add(k, ir.Constant(I64, 1))
     k.add_incoming(following, loop)
     for r in range(rows):
@@ -98,15 +127,12 @@ def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int
     builder.cbranch(builder.icmp_signed("<", following, terms), loop, done)
 
     builder.position_at_end(done)
-    products = [[builder.phi(vector) for _ in columns] for _ in range(rows)]
-    for r in range(rows):
-        for v in range(len(columns)):
-            products[r][v].add_incoming(zero, entry)
-            products[r][v].add_incoming(sums[r][v], loop)
-    for r in range(rows):
-        for v in range(len(columns)):
-            before = builder.load(outputs[r][v], align=align)
-            builder.store(builder.fadd(before, products[r][v]), outputs[r][v], align=align)
+    products = [builder.phi(vector) for _ in places]
+    for total, last in zip(products, [total for row in sums for total in row], strict=True):
+        total.add_incoming(zero, entry)
+        total.add_incoming(last, loop)
+    for total, addend, output in zip(products, addends, outputs, strict=True):
+        builder.store(builder.fadd(builder.load(addend, align=align), total), output, align=align)
     builder.ret_void()
     return function
 
@@ -126,25 +152,32 @@ def multiply_tile(
     c: Any,
     c_start: Any,
     c_panel: Any,
+    c_row: Any,
+    d: Any,
+    d_start: Any,
+    d_panel: Any,
+    d_row: Any,
 ) -> Any:
-    """c[p, r] += a[r] @ b[p] for `rows` rows (1 to ROWS) and `panels` panels (1, 2 or 4, up to PANELS_AT_ONCE[rows]).
+    """d = c + a b for `rows` rows (1 to ROWS) and `panels` panels (1, 2 or 4, up to PANELS_AT_ONCE[rows]).
 
-    Starts and strides count elements of the three contiguous 1-D arrays, of one dtype; nothing is checked.
+    Starts and strides count elements of the contiguous 1-D arrays, of one dtype; nothing is checked.
 
-    a   in           row r's terms at ``a_start + r * a_row + k``
-    b   in           panel p's vectors of term k at ``b_start + p * b_panel + k * PANEL_VECTORS * lanes``
-    c   accumulates  row r of panel p at ``c_start + p * c_panel + r * PANEL_VECTORS * lanes``; must not overlap a or b
+    a  in   row r's terms at ``a_start + r * a_row + k``
+    b  in   panel p's vectors of term k at ``b_start + p * b_panel + k * PANEL_VECTORS * lanes``
+    c  in   row r of panel p at ``c_start + p * c_panel + r * c_row``; may be d itself, but not overlap it otherwise
+    d  out  row r of panel p at ``d_start + p * d_panel + r * d_row``; must not overlap a or b
     """
-    dtype = c.dtype
+    dtype = d.dtype
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        rows, panels, terms, a, a_start, a_row, b, b_start, b_panel, c, c_start, c_panel = args
+        rows, panels, terms, a, a_start, a_row, b, b_start, b_panel, *addend_and_output = args
+        c, c_start, c_panel, c_row, d, d_start, d_panel, d_row = addend_and_output
 
         def at(array_type: Any, array: ir.Value, start: ir.Value) -> ir.Value:
             return builder.gep(make_array(array_type)(context, builder, array).data, [start])
 
         operands = [terms, at(sig.args[3], a, a_start), a_row, at(sig.args[6], b, b_start), b_panel]
-        operands += [at(sig.args[9], c, c_start), c_panel]
+        operands += [at(sig.args[9], c, c_start), c_panel, c_row, at(sig.args[13], d, d_start), d_panel, d_row]
         finished = builder.append_basic_block("tile.finished")
         choice = builder.switch(builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows), finished)
         for count in range(1, ROWS + 1):
@@ -158,4 +191,4 @@ def multiply_tile(
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(i64, i64, i64, a, i64, i64, b, i64, i64, c, i64, i64), codegen
+    return types.void(i64, i64, i64, a, i64, i64, b, i64, i64, c, i64, i64, i64, d, i64, i64, i64), codegen
