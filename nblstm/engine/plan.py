@@ -8,7 +8,8 @@ Four ways, all with the same bits:
 * hidden units over threads: each reads its share of the weights at every step, and all meet after each step.
 
 The model counts, for one step of one slice, the time of the multiply-adds, the time to read the weights, the time of
-the cells and the time to meet. Its constants were measured on one kind of machine (docs/performance.md), and only their ratios matter.
+the cells and the time to meet. Its constants were measured on one kind of machine (docs/performance.md), and only
+their ratios matter.
 """
 
 from __future__ import annotations
