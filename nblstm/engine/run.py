@@ -9,8 +9,8 @@ import numpy as np
 
 from nblstm import threads
 from nblstm.arrays import Array, address_of
-from nblstm.engine.jobs import Places, fill_jobs, job_template
-from nblstm.engine.packing import DirectionWeights, aligned_empty
+from nblstm.engine.jobs import fill_jobs, job_template
+from nblstm.engine.packing import LINE, DirectionWeights
 from nblstm.kernels import team
 from nblstm.kernels.dropout import drop_units
 from nblstm.kernels.job import ROWS
@@ -144,53 +144,12 @@ def _run_layer(layer: list[DirectionWeights], x: Array, layout: SequenceLayout, 
     if template.plan.threads > 1 and threads.usable() < template.plan.threads:
         template = job_template(layer, layout.steps, layout.batch, threads.usable())
     plan = template.plan
-    workspace = aligned_empty(len(layer) * template.workspace, first.dtype)
-    tables = _Tables.of(layout)
-    jobs = fill_jobs(
-        template, _places(x, y, h, c, tables, layout.packed), workspace, h.shape[1], first.outputs, first.units
-    )
+    memory = np.empty(len(layer) * template.workspace * first.dtype.itemsize + LINE, np.uint8)
+    workspace = -(-address_of(memory) // LINE) * LINE
+    sizes = layout.batch_sizes
+    starts = np.cumsum(sizes) - sizes if layout.packed and sizes is not None else None
+    tables = starts, sizes, layout.rows, layout.states
+    jobs = fill_jobs(template, x, y, h, c, tables, layout.packed, workspace)
     steps = 1 if plan.split == ROWS else template.stages
     worker = lstm_float32 if first.dtype == np.float32 else lstm_float64
     team.run(worker.address, address_of(jobs), len(layer) * plan.parts, steps, plan.threads)
-
-
-class _Tables(NamedTuple):
-    """The index tables of a job, int64; they must outlive it."""
-
-    starts: Array | None
-    batch_sizes: Array | None
-    x_rows: Array | None
-    state_rows: Array | None
-
-    @classmethod
-    def of(cls, layout: SequenceLayout) -> _Tables:
-        sizes = layout.batch_sizes
-        starts = np.cumsum(sizes) - sizes if layout.packed and sizes is not None else None
-        return cls(starts, sizes, layout.rows, layout.states)
-
-
-def _places(x: Array, y: Array, h: Array, c: Array, tables: _Tables, packed: bool) -> Places:
-    """Return where the arrays of a call lie. Packed: a step begins `starts` rows from the first one."""
-    item = x.itemsize
-    x_strides, y_strides = x.strides, y.strides
-    if packed:
-        x_strides, y_strides = (x_strides[0], *x_strides), (y_strides[0], *y_strides)
-    return Places(
-        x=address_of(x),
-        x_step=x_strides[0] // item,
-        x_row=x_strides[1] // item,
-        x_item=x_strides[2] // item,
-        y=address_of(y),
-        y_step=y_strides[0] // item,
-        y_row=y_strides[1] // item,
-        starts=_address(tables.starts),
-        batch_sizes=_address(tables.batch_sizes),
-        x_rows=_address(tables.x_rows),
-        state_rows=_address(tables.state_rows),
-        h_n=address_of(h),
-        c_n=address_of(c),
-    )
-
-
-def _address(table: Array | None) -> int:
-    return 0 if table is None else address_of(table)

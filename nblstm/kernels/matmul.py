@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from nblstm.kernels.policy import function
+from nblstm.kernels.policy import function, inlined
 from nblstm.kernels.simd import lanes_of
 from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, multiply_tile
 
@@ -42,6 +42,31 @@ def panel_width(like):
     return PANEL_VECTORS * lanes_of(like)
 
 
+@inlined
+def _multiply_tile(rows, panels, row, panel, terms, a, weights, addend, product):
+    """Do one tile: rows [row, row + rows) and panels [panel, panel + panels)."""
+    width = panel_width(product.array)
+    multiply_tile(
+        rows,
+        panels,
+        terms,
+        a.array,
+        a.start + row * a.stride,
+        a.stride,
+        weights,
+        panel * terms * width,
+        terms * width,
+        addend.array,
+        addend.start + panel * addend.stride + row * addend.row_stride,
+        addend.stride,
+        addend.row_stride,
+        product.array,
+        product.start + panel * product.stride + row * product.row_stride,
+        product.stride,
+        product.row_stride,
+    )
+
+
 @function
 def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, product, backwards):
     """Set `product` to `addend` plus the first `rows` rows of `a` times panels [first_panel, last_panel).
@@ -69,28 +94,3 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
                 _multiply_tile(height, panels, row, panel, terms, a, weights, addend, product)
                 panel += panels
             row += height
-
-
-@function
-def _multiply_tile(rows, panels, row, panel, terms, a, weights, addend, product):
-    """Do one tile: rows [row, row + rows) and panels [panel, panel + panels)."""
-    width = panel_width(product.array)
-    multiply_tile(
-        rows,
-        panels,
-        terms,
-        a.array,
-        a.start + row * a.stride,
-        a.stride,
-        weights,
-        panel * terms * width,
-        terms * width,
-        addend.array,
-        addend.start + panel * addend.stride + row * addend.row_stride,
-        addend.stride,
-        addend.row_stride,
-        product.array,
-        product.start + panel * product.stride + row * product.row_stride,
-        product.stride,
-        product.row_stride,
-    )
