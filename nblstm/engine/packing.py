@@ -15,10 +15,8 @@ import numpy.typing as npt
 
 from nblstm.arrays import Array, address_of
 from nblstm.kernels.cells import LSTM_GATES
-from nblstm.kernels.policy import lanes
+from nblstm.kernels.policy import LINE, lanes
 from nblstm.kernels.tile import PANEL_VECTORS
-
-LINE = 64  # bytes of a cache line
 
 
 def aligned_empty(count: int, dtype: npt.DTypeLike) -> Array:

@@ -10,10 +10,11 @@ import numpy as np
 from nblstm import threads
 from nblstm.arrays import Array, address_of
 from nblstm.engine.jobs import fill_jobs, job_template
-from nblstm.engine.packing import LINE, DirectionWeights
+from nblstm.engine.packing import DirectionWeights
 from nblstm.kernels import team
 from nblstm.kernels.dropout import drop_units
 from nblstm.kernels.job import ROWS
+from nblstm.kernels.policy import LINE
 from nblstm.kernels.recurrence import lstm_float32, lstm_float64
 
 # Bytes of output that one layer hands to the next at once: the most that lies between two layers, however long T is.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from nblstm.engine.packing import LINE, DirectionWeights
+from nblstm.engine.packing import DirectionWeights
 from nblstm.engine.plan import Plan, block_of
 from nblstm.kernels.cells import LSTM_GATES
 from nblstm.kernels.job import ROWS
-from nblstm.kernels.policy import lanes
+from nblstm.kernels.policy import LINE, lanes
 from nblstm.kernels.recurrence import GATES_AT_ONCE
 from nblstm.kernels.tile import PANEL_VECTORS
 

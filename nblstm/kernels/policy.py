@@ -55,6 +55,9 @@ def _host() -> tuple[int, int, bool]:
 VECTOR_BYTES, VECTOR_REGISTERS, HAS_FMA = _host()
 
 
+LINE = 64  # bytes of a cache line
+
+
 def lanes(itemsize: int) -> int:
     """Return how many numbers of `itemsize` bytes one vector holds."""
     return VECTOR_BYTES // itemsize

@@ -18,10 +18,10 @@ from __future__ import annotations
 import numpy as np
 
 from nblstm.kernels.cells import LSTM_GATES, lstm_cell_state, lstm_hidden_state
-from nblstm.kernels.job import JOB, ROWS, job_at
+from nblstm.kernels.job import JOB, ROWS, UNITS, job_at
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import function, inlined, worker
-from nblstm.kernels.simd import array_at, lanes_of, load, store
+from nblstm.kernels.policy import LINE, function, inlined, worker
+from nblstm.kernels.simd import array_at, fetch_ahead, lanes_of, load, store
 from nblstm.kernels.tile import PANEL_VECTORS
 
 _JOB_SIZE = JOB.itemsize
@@ -218,6 +218,12 @@ def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs
     h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
     c_rows = Rows(c, first_row * job.c_stride, job.c_stride)
     out = h_after if job.projection_weights == 0 else Rows(m, first_row * job.c_stride, job.c_stride)
+    if job.split == UNITS:
+        # What other slices wrote lies in their cores' caches. One by one, as the product reads them, each line would be
+        # waited for.
+        for row in range(rows):
+            for column in range(0, job.outputs, LINE // h.itemsize):
+                fetch_ahead(h, h_before.start + row * h_before.stride + column)
     slot = _slots_before(job, begins, s, first_row, last_row)
     blocks_at_once = max(1, GATES_AT_ONCE // (LSTM_GATES * lanes * max(rows, 1)))
     groups = (last_block - first_block + blocks_at_once - 1) // blocks_at_once

@@ -64,14 +64,14 @@ def llvm_call(builder: ir.IRBuilder, name: str, *values: ir.Value) -> ir.Value:
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, f"{name}.{suffix}"), values)
 
 
-def llvm_prefetch(builder: ir.IRBuilder, pointer: ir.Value) -> None:
-    """Emit a request to bring the cache line at `pointer` into the second-level cache; no address is wrong."""
+def llvm_prefetch(builder: ir.IRBuilder, pointer: ir.Value, level: int) -> None:
+    """Emit a request to bring the cache line at `pointer` into the cache of level 1 or 2; no address is wrong."""
     i32 = ir.IntType(32)
     address = builder.bitcast(pointer, ir.IntType(8).as_pointer())
     function_type = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
     prefetch = builder.module.declare_intrinsic("llvm.prefetch", [address.type], function_type)
-    read, second_level, data = (ir.Constant(i32, number) for number in (0, 2, 1))
-    builder.call(prefetch, [address, read, second_level, data])
+    read, locality, data = (ir.Constant(i32, number) for number in (0, 4 - level, 1))
+    builder.call(prefetch, [address, read, locality, data])
 
 
 def splat(builder: ir.IRBuilder, value: ir.Value, count: int) -> ir.Value:
@@ -214,6 +214,17 @@ def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.int64, vector), codegen
+
+
+@intrinsic
+def fetch_ahead(typing_context: Any, array: Any, index: Any) -> Any:
+    """Ask for the cache line of ``array[index]`` to be brought into the first-level cache; any index will do."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        llvm_prefetch(builder, _element_pointer(context, builder, sig.args[0], *args), 1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
 
 
 @intrinsic

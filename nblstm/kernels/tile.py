@@ -36,7 +36,7 @@ from numba.core import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from nblstm.kernels.policy import VECTOR_REGISTERS
+from nblstm.kernels.policy import LINE, VECTOR_REGISTERS
 from nblstm.kernels.simd import I64, llvm_element, llvm_fma, llvm_prefetch, llvm_vector, splat
 
 ROWS = 6
@@ -45,7 +45,6 @@ PANEL_VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
 PANELS_AT_ONCE = (0, 2, 1, 1, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, 2, 1, 1, 1)
 # With 1 or 2 rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
 _ROWS_TO_PREFETCH = 3
-_LINE = 64
 _PREFETCH_BYTES = 3072  # not a multiple of a page: 4096 was slower, whose lines share a set of L1 with those in use
 
 
@@ -94,9 +93,9 @@ def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int
     weight_row = builder.gep(b, [builder.mul(k, ir.Constant(I64, width))])
     if rows >= _ROWS_TO_PREFETCH:
         item = dtype.bitwidth // 8
-        for panel, line in product(range(panels), range(0, width * item, _LINE)):
+        for panel, line in product(range(panels), range(0, width * item, LINE)):
             ahead = (_PREFETCH_BYTES + line) // item
-            llvm_prefetch(builder, vector_pointer(weight_row, panel_starts[panel] if panel else None, ahead))
+            llvm_prefetch(builder, vector_pointer(weight_row, panel_starts[panel] if panel else None, ahead), 2)
 
     def weight(panel: int, v: int) -> ir.Value:
         pointer = vector_pointer(weight_row, panel_starts[panel] if panel else None, v * vector.count)
