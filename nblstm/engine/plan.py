@@ -8,7 +8,7 @@ Four ways, all with the same bits:
 * hidden units over threads: each reads its share of the weights at every step, and all meet after each step.
 
 The model counts, for one step of one slice, the time of the multiply-adds, the time to read the weights, the time of
-the cells and the time to meet. Its constants were measured on one kind of machine (docs/performance.md), and only
+the units and the time to meet. Its constants were measured on one kind of machine (docs/performance.md), and only
 their ratios matter.
 """
 
@@ -24,13 +24,15 @@ from nblstm.kernels.policy import lanes
 from nblstm.kernels.tile import ROWS as TILE_ROWS
 
 # Nanoseconds, and per nanosecond.
-_LAUNCH = 6000.0
+_LAUNCH = 25000.0  # a parallel region, for threads that have gone to sleep; 6000 for those that still spin
+_STEP = 200.0
 _MEET = 1000.0
 _MEET_PER_ROW = 40.0  # what the others wrote of a row of h has to come from their caches
 _FLOPS_PER_LANE = 12.0
-_WEIGHT_BYTES = 48.0
+_WEIGHT_BYTES = 66.0
 _NOT_HIDDEN = 0.07  # of the time to read the weights, while multiplying takes longer
-_VECTOR_OF_CELLS = 21.0
+# A vector of units of a row: 21 for the cell, the rest for the beginnings and ends of tiles, and for copies.
+_VECTOR_OF_UNITS = 35.0
 # Share of its peak that a tile of 1, 2, ... rows reaches.
 _TILE_SHARE = (1.0, 0.7, 0.88, 0.95, 0.96, 0.97, 1.0)
 # From this many rows on, a step's input is projected within the step: the weights are read once for enough rows.
@@ -93,7 +95,7 @@ def _step_estimate(weights: DirectionWeights, rows: int, blocks: int) -> float:
     multiply = 2 * _rows_at_peak(rows) * recurrent / rate
     read = recurrent * weights.dtype.itemsize / _WEIGHT_BYTES
     recur = max(multiply + _NOT_HIDDEN * read, read)
-    return recur + 2 * rows * projected / rate + rows * blocks * _VECTOR_OF_CELLS
+    return _STEP + recur + 2 * rows * projected / rate + rows * blocks * _VECTOR_OF_UNITS
 
 
 def _rows_at_peak(rows: int) -> float:
