@@ -205,6 +205,15 @@ def test_memory_layout_does_not_matter(arrange: Any) -> None:
     assert_same_bits(arranged, before)
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_broadcast_arrays_returns() -> None:
+    """Its flags call it writeable, its buffer is not."""
+    x, _ = np.broadcast_arrays(np.ones((3, 8), np.float32), np.zeros((1, 3, 1), np.float32))
+    plain = x.copy()
+    assert_same_bits(LSTM(8, 5, seed=1)(x), LSTM(8, 5, seed=1)(plain))
+    assert_same_bits(nblstm.LSTMCell(8, 5, seed=1)(x[0]), nblstm.LSTMCell(8, 5, seed=1)(plain[0]))
+
+
 def test_one_row_stands_for_many() -> None:
     layer = LSTM(5, 8, seed=1)
     x, _ = random_inputs(layer, 7, 1)

@@ -25,18 +25,18 @@ def multiply(a, w, bias, first_panel=0):
     padded_bias[: bias.size] = bias
     flat = out.reshape(-1)
     product(len(a), a.shape[1], a.reshape(-1), a.shape[1], _panels(w), padded_bias, panels, first_panel, flat)
-    return out.swapaxes(0, 1).reshape(len(a), -1)[:, : w.shape[0]]
+    return out.swapaxes(0, 1).reshape(len(a), panels * width)[:, : w.shape[0]]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("rows", [*range(1, 2 * ROWS + 2), 32, 61])
+@pytest.mark.parametrize("rows", [*range(2 * ROWS + 2), 32, 61])
 def test_product(dtype, rows):
     random = np.random.default_rng(rows)
     for outputs, terms in [(1, 1), (7, 0), (64, 3), (65, 17), (150, 40)]:
         a, w = random.standard_normal((rows, terms)).astype(dtype), random.standard_normal((outputs, terms))
         bias = random.standard_normal(outputs).astype(dtype)
         exact = a.astype(np.longdouble) @ w.astype(dtype).T.astype(np.longdouble) + bias
-        error = np.max(np.abs(multiply(a, w.astype(dtype), bias) - exact))
+        error = np.max(np.abs(multiply(a, w.astype(dtype), bias) - exact), initial=0)
         assert error <= 1e2 * np.finfo(dtype).eps
 
 

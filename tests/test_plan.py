@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import nblstm
+from nblstm.engine.jobs import fill_jobs, job_template
 from nblstm.engine.packing import DirectionWeights, pack_lstm_direction
-from nblstm.engine.plan import Plan, choose
+from nblstm.engine.plan import Plan, _rows_at_peak, choose, estimate
 from nblstm.engine.workspace import workspace_of
-from nblstm.kernels.job import ROWS, UNITS
+from nblstm.kernels.job import JOB, ROWS, UNITS
 
 
 def weights(size: int) -> DirectionWeights:
@@ -29,6 +30,47 @@ def weights(size: int) -> DirectionWeights:
 )
 def test_choice(size, directions, steps, rows, threads, expected):
     assert choose(weights(size), directions, steps, rows, threads) == expected
+
+
+@pytest.mark.parametrize(("size", "directions", "rows"), [(48, 1, 6), (256, 1, 1), (256, 2, 3), (512, 1, 64)])
+def test_more_threads_are_never_worse(size, directions, rows):
+    """Also where there are more of them than rows or vectors of units."""
+    packed = weights(size)
+    times = []
+    for threads in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128):
+        plan = choose(packed, directions, 100, rows, threads)
+        assert plan.threads <= min(threads, plan.parts * directions)
+        times.append(estimate(plan, packed, directions, 100, rows))
+    assert times == sorted(times, reverse=True)
+    assert times[-1] < 0.6 * times[0]
+
+
+def test_low_tiles_take_longer_for_a_row():
+    at_peak = [_rows_at_peak(rows) for rows in range(1, 40)]
+    assert at_peak == sorted(at_peak)
+    assert all(time >= rows for rows, time in enumerate(at_peak, 1))
+    assert at_peak[5] == 6 and at_peak[11] == 12 and at_peak[0] > 1.2 and 7 < at_peak[6] < 7.5
+
+
+def test_the_fields_of_a_job_get_what_they_are_named_for():
+    layer = [weights(8), weights(8)]
+    x, y = np.zeros((5, 3, 8), np.float32)[::2, ::-1, ::2][:, :, :4], np.zeros((3, 3, 16), np.float32)
+    h, c = np.zeros((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32)
+    tables = [np.zeros(3, np.int64) for _ in range(4)]
+    template = job_template(layer, 3, 3, 1)
+    records = fill_jobs(template, x, y, h, c, tables, False, 1 << 20).view(JOB)[:, 0]
+    first, second = ({name: int(record[name]) for name in JOB.names} for record in records)
+    places = {"x": x, "y": y, "h_n": h, "c_n": c}
+    places |= dict(zip(("starts", "batch_sizes", "x_rows", "state_rows"), tables, strict=True))
+    assert {name: first[name] for name in places} == {name: array.ctypes.data for name, array in places.items()}
+    strides = {"x_step": 48, "x_row": -8, "x_item": 2, "y_step": 48, "y_row": 16}
+    assert {name: first[name] for name in strides} == strides
+    assert (first["reverse"], first["workspace"], first["steps"], first["rows"]) == (0, 1 << 20, 3, 3)
+    moved = {"reverse": 1, "workspace": 4 * template.workspace, "y": 8 * 4, "h_n": 3 * 8 * 4, "c_n": 3 * 8 * 4}
+    assert {name: second[name] - first[name] for name in JOB.names if second[name] != first[name]} == {
+        **moved,
+        **{name: second[name] - first[name] for name in ("input_weights", "bias", "recurrent_weights")},
+    }
 
 
 @pytest.mark.parametrize("plan", [Plan(ROWS, 1, 1), Plan(ROWS, 2, 2), Plan(UNITS, 2, 2)])

@@ -22,7 +22,7 @@ from nblstm.kernels.job import FIELDS
 _CALL_START = FIELDS.index("reverse") * 8
 _CALL_FIELDS = struct.Struct(f"={len(FIELDS) - FIELDS.index('reverse')}q")
 # Templates that a layer keeps; a program whose calls have more sizes than this pays for them again.
-_MOST_TEMPLATES = 32
+_MOST_TEMPLATES = 1024
 
 
 class JobTemplate(NamedTuple):

@@ -28,6 +28,7 @@ _LAUNCH = 25000.0  # a parallel region, for threads that have gone to sleep; 600
 _STEP = 200.0
 _MEET = 1000.0
 _MEET_PER_ROW = 40.0  # what the others wrote of a row of h has to come from their caches
+_MEET_PER_PART = 50.0  # each one more to wait for: a cache line's way from another core; not measured beyond two
 _FLOPS_PER_LANE = 12.0
 _WEIGHT_BYTES = 66.0
 _NOT_HIDDEN = 0.07  # of the time to read the weights, while multiplying takes longer
@@ -65,11 +66,14 @@ def choose(weights: DirectionWeights, directions: int, steps: int, rows: int, th
 def _parallel_plans(weights: DirectionWeights, directions: int, rows: int, threads: int) -> Iterator[Plan]:
     if directions > 1:
         yield Plan(ROWS, 1, min(directions, threads))
-    for parts in sorted({threads, max(1, threads // directions)}):
-        if 1 < parts <= rows:
-            yield Plan(ROWS, parts, threads)
-        if 1 < parts <= weights.unit_blocks:
-            yield Plan(UNITS, parts, threads)
+    while threads > 1:
+        for count in sorted({threads, threads // directions} - {0}):
+            for split, whole in ((ROWS, rows), (UNITS, weights.unit_blocks)):
+                largest = -(-whole // count)
+                parts = -(-whole // largest)  # no more than it takes for none to be larger
+                if parts > 1:
+                    yield Plan(split, parts, min(threads, parts * directions))
+        threads //= 2  # many threads may be too many: they have to meet
 
 
 def estimate(plan: Plan, weights: DirectionWeights, directions: int, steps: int, rows: int) -> float:
@@ -80,8 +84,9 @@ def estimate(plan: Plan, weights: DirectionWeights, directions: int, steps: int,
     else:
         step = _step_estimate(weights, rows, -(-weights.unit_blocks // plan.parts))
     meetings = 0 if plan.split == ROWS else 1 if weights.projection_panels is None else 2
+    meet = _MEET + rows * _MEET_PER_ROW + max(0, plan.parts - 2) * _MEET_PER_PART
     launch = _LAUNCH if plan.threads > 1 else 0.0
-    return launch + steps * (waves * step + meetings * (_MEET + rows * _MEET_PER_ROW))
+    return launch + steps * (waves * step + meetings * meet)
 
 
 def _step_estimate(weights: DirectionWeights, rows: int, blocks: int) -> float:

@@ -77,8 +77,10 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
     product    out  Panels; overlaps neither a nor weights
     backwards  from the last panel to the first: the same bits, other panels in the cache at the end
     """
+    if rows == 0:
+        return
     tiles = (rows + ROWS - 1) // ROWS
-    at_once = PANELS_AT_ONCE[rows // max(tiles, 1)]
+    at_once = PANELS_AT_ONCE[rows // tiles]  # of the lowest tile: the higher ones take no more
     groups = (last_panel - first_panel + at_once - 1) // at_once
     for n in range(groups):
         first = first_panel + (groups - 1 - n if backwards else n) * at_once

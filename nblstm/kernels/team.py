@@ -33,7 +33,7 @@ def run(worker: int, job: int, slices: int, steps: int, members: int) -> None:
         _run_alone(worker, job, slices, steps)
         return
     board = np.zeros(slices * _WORDS_PER_SLICE, np.int64)
-    # The mask belongs to the calling thread and would shape the user's own parallel loops if it stayed. Setting it twice
+    # The mask belongs to the calling thread and would shape the user's own parallel loops if it stayed. To set it twice
     # takes a third of the time of a launch.
     users_mask = numba.get_num_threads()
     if users_mask == members:

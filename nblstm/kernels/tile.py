@@ -22,8 +22,8 @@ term, registers hold the fewer vectors and the others pass one by one: 3 rows x 
 accumulators, 3 numbers and 1 weight, and LLVM would spill with 4 weights and 1 number.
 
 Weights come in the order of memory, but a tall tile asks for them more slowly than the hardware fetches ahead for, and
-it does not fetch beyond a page: from main memory 6 rows ran at 65 % of the peak. A request a term, three quarters of a
-page ahead, brings 98 % (docs/performance.md).
+it does not fetch beyond a page: from main memory 6 rows ran at 65 % of the peak. A request for each line, three
+quarters of a page ahead, brings 98 % (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -36,16 +36,61 @@ from numba.core import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from nblstm.kernels.policy import LINE, VECTOR_REGISTERS
+from nblstm.kernels.policy import HAS_FMA, LINE, VECTOR_REGISTERS
 from nblstm.kernels.simd import I64, llvm_element, llvm_fma, llvm_prefetch, llvm_vector, splat
 
 ROWS = 6
 PANEL_VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
-# By the number of rows: 8 accumulators or more.
-PANELS_AT_ONCE = (0, 2, 1, 1, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, 2, 1, 1, 1)
-# With 1 or 2 rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
-_ROWS_TO_PREFETCH = 3
+# By the number of rows: 8 accumulators or more, and never more panels than with fewer rows. Without a fused
+# multiply-add a product needs a register of its own, and 3 rows of 4 vectors would spill.
+PANELS_AT_ONCE = (0, 2, 1, 1, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, 2 if HAS_FMA else 1, 1, 1, 1)
+# With fewer rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
+_ROWS_TO_PREFETCH = 4
 _PREFETCH_BYTES = 3072  # not a multiple of a page: 4096 was slower, whose lines share a set of L1 with those in use
+
+
+def _vector_pointer(builder: ir.IRBuilder, dtype: types.Float, base: ir.Value, constant: int) -> ir.Value:
+    return builder.bitcast(builder.gep(base, [ir.Constant(I64, constant)]), llvm_vector(dtype).as_pointer())
+
+
+def _add_term(
+    builder: ir.IRBuilder,
+    dtype: types.Float,
+    numbers: list[ir.Value],
+    weights: list[ir.Value],
+    accumulators: list[list[ir.Value]],
+) -> list[list[ir.Value]]:
+    """Emit the multiply-adds of one term; return the sums by row and vector.
+
+    `numbers` point to the term's number of each row, `weights` to its vectors in each panel.
+    """
+    item, lanes = dtype.bitwidth // 8, llvm_vector(dtype).count
+    if len(numbers) >= _ROWS_TO_PREFETCH:
+        for panel, line in product(weights, range(0, PANEL_VECTORS * lanes * item, LINE)):
+            llvm_prefetch(builder, _vector_pointer(builder, dtype, panel, (_PREFETCH_BYTES + line) // item), 2)
+    columns = list(product(weights, range(PANEL_VECTORS)))
+
+    def weight(v: int) -> ir.Value:
+        panel, place = columns[v]
+        return builder.load(_vector_pointer(builder, dtype, panel, place * lanes), align=item)
+
+    def number(r: int) -> ir.Value:
+        return splat(builder, builder.load(numbers[r]), lanes)
+
+    sums = [[*row] for row in accumulators]
+    if len(numbers) < len(columns):
+        held = [number(r) for r in range(len(numbers))]
+        for v in range(len(columns)):
+            w = weight(v)
+            for r, n in enumerate(held):
+                sums[r][v] = llvm_fma(builder, n, w, accumulators[r][v])
+    else:
+        held = [weight(v) for v in range(len(columns))]
+        for r in range(len(numbers)):
+            n = number(r)
+            for v, w in enumerate(held):
+                sums[r][v] = llvm_fma(builder, n, w, accumulators[r][v])
+    return sums
 
 
 def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int) -> ir.Function:
@@ -70,15 +115,15 @@ def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int
     def scaled(stride: ir.Value, count: int) -> ir.Value:
         return builder.mul(stride, ir.Constant(I64, count))
 
-    def vector_pointer(base: ir.Value, offset: ir.Value | None, constant: int) -> ir.Value:
-        if offset is not None:
-            base = builder.gep(base, [offset])
-        return builder.bitcast(builder.gep(base, [ir.Constant(I64, constant)]), vector.as_pointer())
-
     align = dtype.bitwidth // 8
     places = [(r, p, v) for r in range(rows) for p, v in columns]
     addends, outputs = (
-        [vector_pointer(base, builder.add(scaled(panel, p), scaled(row, r)), v * vector.count) for r, p, v in places]
+        [
+            _vector_pointer(
+                builder, dtype, builder.gep(base, [builder.add(scaled(panel, p), scaled(row, r))]), v * vector.count
+            )
+            for r, p, v in places
+        ]
         for base, panel, row in ((c, c_panel, c_row), (d, d_panel, d_row))
     )
     row_starts = [builder.gep(a, [scaled(a_row, r)]) for r in range(rows)]
@@ -91,32 +136,9 @@ def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int
     k.add_incoming(ir.Constant(I64, 0), entry)
     accumulators = [[builder.phi(vector) for _ in columns] for _ in range(rows)]
     weight_row = builder.gep(b, [builder.mul(k, ir.Constant(I64, width))])
-    if rows >= _ROWS_TO_PREFETCH:
-        item = dtype.bitwidth // 8
-        for panel, line in product(range(panels), range(0, width * item, LINE)):
-            ahead = (_PREFETCH_BYTES + line) // item
-            llvm_prefetch(builder, vector_pointer(weight_row, panel_starts[panel] if panel else None, ahead), 2)
-
-    def weight(panel: int, v: int) -> ir.Value:
-        pointer = vector_pointer(weight_row, panel_starts[panel] if panel else None, v * vector.count)
-        return builder.load(pointer, align=align)
-
-    def number(r: int) -> ir.Value:
-        return splat(builder, builder.load(builder.gep(row_starts[r], [k])), vector.count)
-
-    sums = [[*row] for row in accumulators]
-    if rows < len(columns):
-        numbers = [number(r) for r in range(rows)]
-        for v, column in enumerate(columns):
-            w = weight(*column)
-            for r in range(rows):
-                sums[r][v] = llvm_fma(builder, numbers[r], w, accumulators[r][v])
-    else:
-        weights = [weight(*column) for column in columns]
-        for r in range(rows):
-            n = number(r)
-            for v, w in enumerate(weights):
-                sums[r][v] = llvm_fma(builder, n, w, accumulators[r][v])
+    weights = [builder.gep(weight_row, [panel_starts[panel]]) for panel in range(panels)]
+    numbers = [builder.gep(row_start, [k]) for row_start in row_starts]
+    sums = _add_term(builder, dtype, numbers, weights, accumulators)
     following = builder.add(k, ir.Constant(I64, 1))
     k.add_incoming(following, loop)
     for r in range(rows):
