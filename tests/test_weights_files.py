@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import stat
+import sys
 import threading
 import tracemalloc
 import zipfile
@@ -191,7 +192,6 @@ def test_paths_and_open_files_are_taken(tmp_path):
         (b"", "an empty file. Download"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "git-lfs pointer.* git lfs pull"),
         (b"\n<!DOCTYPE html><html></html>", "a web page.* Download the file itself"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02", r"before torch 1\.6.*state_dict\(\) again"),
         (b"\x80\x04\x95", "a bare pickle"),
         (b"\x89HDF\r\n\x1a\n", "HDF5.*numpy.savez"),
         (b"\x93NUMPY\x01\x00", "a single array"),
@@ -263,6 +263,48 @@ def test_what_one_format_cannot_hold_is_refused(tmp_path):
     with pytest.raises(ValueError, match="names of at most 65531 bytes"):
         save(tmp_path / "a.npz", {"ü" * 32766: np.ones(2)})
     assert not list(tmp_path.iterdir())
+
+
+def test_bfloat16_needs_a_package_and_a_format_that_have_it(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ml_dtypes", None)
+        with pytest.raises(ImportError, match=r"keep_bfloat16: expected the package ml_dtypes.* pip install ml_dtypes"):
+            load(tmp_path / "a.pt", keep_bfloat16=True)
+    array = np.ones(2, pytest.importorskip("ml_dtypes").bfloat16)
+    with pytest.raises(ValueError, match=r"got bfloat16\. A \.safetensors file holds it"):
+        save(tmp_path / "a.npz", {"a": array})
+    assert not list(tmp_path.iterdir())
+
+
+def no_thread(_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("threads", [True, False])
+@pytest.mark.parametrize("member", [0, 1])
+def test_a_wrong_checksum_of_a_large_member_is_found(tmp_path, monkeypatch, member, threads):
+    if not threads:
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+    np.savez(tmp_path / "a.npz", small=np.ones(10), large=np.ones(10**6))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    assert load(io.BytesIO(content))["large"].sum() == 10**6
+    content[200 if member == 0 else -10_000] ^= 1
+    with pytest.raises(WeightFileError, match=f"{['small', 'large'][member]}.npy' with a wrong checksum"):
+        load(io.BytesIO(content))
+
+
+def test_archives_that_torch_writes_for_other_ends_are_refused_by_name():
+    members = {
+        "archive_format": r"torch\.export",
+        ".data/extern_modules": r"torch\.package",
+        "model.json": "TorchScript",
+    }
+    for member, words in members.items():
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(f"model/{member}", "")
+        with pytest.raises(WeightFileError, match=f"got an? .*{words}"):
+            load(file)
 
 
 @pytest.mark.parametrize("state_dict", [None, [1], "weights", [("a", np.ones(2))]], ids=repr)

@@ -1,4 +1,7 @@
-"""Recurrent layers among named arrays: torch's names in, sizes out, and errors that say which array is wrong."""
+"""Recurrent layers among named arrays: torch's names in, sizes out, and errors that say which array is wrong.
+
+Weights in the parts of weight_norm are in test_weight_norm.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nblstm.weights.names import find_cell, find_recurrent_layer
+from nblstm.weights.names import find_cell, find_recurrent_layer, list_recurrent
 
 
 def layer(
@@ -186,7 +189,9 @@ def test_hostile_names_are_no_layers():
         "weight_ih_l-1",
         "weight_ih_l" + "9" * 5000,
         "weight_ih_l0\n",
-        "weight_ih_l0_g",
+        "weight_ih_l0_gg",
+        "weight_ih_l0.original0",
+        "parametrizations.weight_ih_l0.original2",
     ]
     with pytest.raises(ValueError, match="expected the weights of one LSTM, got only"):
         find_recurrent_layer(dict.fromkeys(names, 0))
@@ -212,3 +217,62 @@ def test_cells_are_chosen_and_checked_as_layers_are():
         find_cell(state | {"a.bias_ih": np.zeros(9)})
     with pytest.raises(ValueError, match=r"expected arrays 'a\.bias_hh' too"):
         find_cell({name: array for name, array in cell("a.").items() if name != "a.bias_hh"})
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "prefix"),
+    [
+        (["module.lstm."], "lstm.", "module.lstm."),
+        (["module.lstm."], "lstm", "module.lstm."),
+        (["_orig_mod.module.lstm.", "_orig_mod.module.lstm2."], "lstm", "_orig_mod.module.lstm."),
+        (["encoder._orig_mod.lstm.", "decoder._orig_mod.lstm."], "decoder.lstm.", "decoder._orig_mod.lstm."),
+        (["module.encoder.lstm.", "module.decoder.lstm."], "enc", "module.encoder.lstm."),
+        (["encoder.lstm.", "decoder.lstm."], "module.decoder.lstm.", "decoder.lstm."),
+        (["module."], "", "module."),
+        # The name as it stands comes before one without wrappers, and a whole name before a beginning.
+        (["lstm.", "module.lstm."], "lstm.", "lstm."),
+        (["lstm.", "module.lstm."], "module.lstm.", "module.lstm."),
+        (["module.lstm.", "lstm_two."], "lstm", "module.lstm."),
+    ],
+)
+def test_wrappers_may_be_left_out_of_the_prefix(names, asked, prefix):
+    state = {key: array for name in names for key, array in layer(name).items()}
+    assert find_recurrent_layer(state, asked).prefix == prefix
+    cells = {key: array for name in names for key, array in cell(name).items()}
+    assert find_cell(cells, asked).prefix == prefix
+
+
+def test_a_module_that_is_only_called_module_is_one_of_several():
+    with pytest.raises(ValueError, match=r"'module\.' \(LSTM\), 'other\.' \(LSTM\)"):
+        find_recurrent_layer(layer("module.") | layer("other."))
+    with pytest.raises(ValueError, match=r"because prefix='lstm', .*'module\.lstm\.' .*'_orig_mod\.lstm\.'"):
+        find_recurrent_layer(layer("module.lstm.") | layer("_orig_mod.lstm."), "lstm")
+
+
+def test_wrappers_of_torch(torch):
+    module = torch.nn.ModuleDict({"lstm": torch.nn.LSTM(3, 2), "other": torch.nn.LSTM(3, 5)})
+    compiled = torch.compile(module, backend="eager")
+    for wrapped in (torch.nn.DataParallel(module), compiled, torch.nn.DataParallel(compiled)):
+        assert "lstm.weight_ih_l0" not in wrapped.state_dict()
+        assert find_recurrent_layer(wrapped.state_dict(), "lstm.").hidden_size == 2
+
+
+def test_every_layer_and_cell_is_listed():
+    state = layer("a.", 3) | cell("b.") | layer("c.", 1, num_layers=2) | layer("d.", 7) | {"e.weight_ih": None}
+    first, second, third, fourth, fifth = list_recurrent(state | {3: 4, "head.weight": np.zeros(2)})
+    assert [(spec.kind, spec.prefix) for spec in (first, second, fourth)] == [
+        ("GRU", "a."),
+        ("RNN", "c."),
+        ("LSTMCell", "b."),
+    ]
+    assert second.num_layers == 2
+    assert "state_dict['d.weight_ih_l0']: expected (8, 3) because hidden_size=2" in third
+    assert "state_dict['e.weight_ih']: expected an array of numbers" in fifth
+
+
+def test_a_list_survives_what_is_no_array():
+    (found,) = list_recurrent(layer() | {"weight_hh_l0": "words"})
+    assert found == "state_dict['weight_hh_l0']: expected an array of numbers, got <U5"
+    assert list_recurrent({}) == []
+    with pytest.raises(TypeError, match="state_dict: expected a mapping"):
+        list_recurrent([1])

@@ -53,6 +53,20 @@ def test_bfloat16_of_the_peer_is_widened_exactly(torch):
     np.testing.assert_array_equal(ours["every"].view(np.int32), every.float().view(torch.int32).numpy())
 
 
+def test_kept_bfloat16_goes_both_ways_with_the_peers_bytes(tmp_path, torch):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    peer = pytest.importorskip("safetensors.torch")
+    every = torch.arange(2**16).to(torch.uint16).view(torch.bfloat16).view(2, -1)
+    theirs = peer.save({"every": every, "odd": torch.ones(3, dtype=torch.uint8), "scalar": every[0, 5].clone()})
+    ours = load(io.BytesIO(theirs), keep_bfloat16=True)
+    assert ours["every"].dtype == ours["scalar"].dtype == bfloat16 and ours["scalar"].shape == ()
+    save(tmp_path / "a.safetensors", ours)
+    assert (tmp_path / "a.safetensors").read_bytes() == theirs
+    save(tmp_path / "b.safetensors", {"strided": ours["every"].T[::3]})
+    strided = load(tmp_path / "b.safetensors", keep_bfloat16=True)["strided"]
+    np.testing.assert_array_equal(strided.view(np.uint16), every.view(torch.int16).numpy().view(np.uint16).T[::3])
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", ">i2"])
 def test_any_layout_in_memory_is_written(tmp_path, order, dtype):

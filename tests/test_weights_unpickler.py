@@ -57,7 +57,8 @@ def run(program: bytes) -> Any:
         ("torch", "float32"): np.dtype(np.float32),
         ("here", "add"): Function(lambda a, b=1: (a, b), 1, 2),
     }
-    return unpickle(Source(io.BytesIO(), "hostile.pt", 0), program, names, lambda identity: ("storage", identity))
+    source = Source(io.BytesIO(), "hostile.pt", 0)
+    return unpickle(source, io.BytesIO(program), names.get, lambda identity: ("storage", identity))
 
 
 plain = st.recursive(

@@ -1,4 +1,4 @@
-"""``python -m nblstm info``: what nblstm runs on: versions, CPU, threads, kernel cache, peers.
+"""``python -m nblstm info``: what nblstm runs on, or with a file which weights are in it and how they are loaded.
 
 It compiles nothing and starts no threads.
 """
@@ -14,19 +14,27 @@ from pathlib import Path
 import llvmlite.binding
 import numba
 
-from nblstm import __version__, get_num_threads
+from nblstm import __version__, get_num_threads, load
 from nblstm.commands.timing import is_installed
+from nblstm.commands.weight_report import refused, report
 from nblstm.kernels import policy
 
 PEERS = ("torch", "onnxruntime", "openvino")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's arguments: none."""
+    """Add this command's arguments."""
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a weight file of any kind that nblstm.load reads")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a line for each fact."""
+    """Print a line for each fact, or the report on a file; the exit status is 2 if that is no weight file."""
+    if args.file is not None:
+        try:
+            print(report(args.file, load(args.file)))
+        except (OSError, ValueError) as error:
+            return refused("info", error)
+        return 0
     facts = {
         "nblstm": f"{__version__} in {Path(policy.__file__).parent.parent}",
         "Python": f"{platform.python_version()} on {platform.platform()}",

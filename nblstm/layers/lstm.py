@@ -115,8 +115,8 @@ class LSTM(RecurrentLayer):
         state_dict : mapping of str to array
             The parameters of this layer, or of a whole model around it.
         prefix : str
-            What stands before ``weight_ih_l0`` in the names, ``"encoder.lstm."``. Not needed if the mapping has but
-            one LSTM.
+            What stands before ``weight_ih_l0`` in the names, ``"encoder.lstm."``; ``module.`` and ``_orig_mod.`` of
+            wrapped models may be left out. Not needed if the mapping has but one LSTM.
         batch_first : bool
             As in the constructor: no weight tells it.
         dtype : dtype, optional

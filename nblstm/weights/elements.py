@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from math import prod
 from typing import Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 
 from nblstm.arrays import Array
+from nblstm.errors import message
 from nblstm.weights.source import Bytes
 
 ByteOrder: TypeAlias = Literal["<", ">"]
@@ -33,13 +35,17 @@ class Element:
     def numbers(self, content: Bytes, byte_order: ByteOrder = "<") -> Array:
         """Return the bytes of a file as a flat array of native numbers.
 
-        Shares the memory of `content` where nothing is to convert. bfloat16 is widened exactly: it is the upper half
-        of a float32. A bool is whatever is not zero.
+        Shares the memory of `content` where nothing is to convert. A bfloat16 is the upper half of a float32, and so
+        is widened exactly. A bool is whatever is not zero.
         """
         stored = content.view(self.stored.newbyteorder(byte_order))
-        if self.name == "bfloat16":
-            return (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(self.given, copy=False)
+        if self.name != "bfloat16":
+            return stored.astype(self.given, copy=False)
+        if self.given.itemsize == self.stored.itemsize:
+            return stored.astype(self.stored, copy=False).view(self.given)
+        widened = stored.astype(np.uint32)
+        widened <<= 16
+        return widened.view(self.given)
 
 
 def _element(name: str, storage: str, code: str, stored: str, given: str = "") -> Element:
@@ -64,6 +70,24 @@ ELEMENTS = (
     _element("uint8", "ByteStorage", "U8", "u1"),
     _element("bool", "BoolStorage", "BOOL", "u1", given="?"),
 )
+
+
+Elements: TypeAlias = tuple[Element, ...]
+
+
+def elements_with_bfloat16() -> Elements:
+    """Return `ELEMENTS`, with bfloat16 as the package ml_dtypes has it. Raises ImportError where that is missing."""
+    try:
+        bfloat16 = np.dtype(import_module("ml_dtypes").bfloat16)
+    except ImportError as error:
+        hint = "pip install ml_dtypes"
+        raise ImportError(message("keep_bfloat16", "the package ml_dtypes", "none", hint=hint)) from error
+    return tuple(replace(element, given=bfloat16) if element.name == "bfloat16" else element for element in ELEMENTS)
+
+
+def is_bfloat16(value: object) -> TypeGuard[Array]:
+    """Say whether `value` is an array of the bfloat16 of ml_dtypes."""
+    return isinstance(value, np.ndarray) and value.dtype.name == "bfloat16"
 
 
 def is_count(value: object) -> TypeGuard[int]:

@@ -13,13 +13,16 @@ from typing import Any, BinaryIO
 
 from nblstm.arrays import Array, as_array, as_mapping
 from nblstm.errors import WeightFileError, message
+from nblstm.weights.elements import ELEMENTS, Elements, elements_with_bfloat16, is_bfloat16
+from nblstm.weights.legacy_file import is_legacy, read_legacy
 from nblstm.weights.npz_file import check_npz, is_npz, read_npz, write_npz
 from nblstm.weights.safetensors_file import check_safetensors, is_safetensors, read_safetensors, write_safetensors
 from nblstm.weights.source import BinaryFile, Source
-from nblstm.weights.torch_file import read_torch_file
+from nblstm.weights.torch_file import read_torch_file, root_of
+from nblstm.weights.torchscript_file import is_torchscript, read_torchscript
 from nblstm.weights.zip_archive import ZipArchive, is_zip
 
-_READABLE = "a zip file of torch.save, a .safetensors or a .npz file"
+_READABLE = "a file of torch.save or torch.jit.save, a .safetensors or a .npz file"
 _HEAD = 512  # bytes that tell the kinds of files apart
 _DOWNLOAD_AGAIN = "Download the file itself"
 _SAVE_AGAIN = "Load it with torch and torch.save its state_dict() again"
@@ -27,7 +30,6 @@ _SAVE_AGAIN = "Load it with torch and torch.save its state_dict() again"
 # Where files that are often taken for weights have which bytes, what they are and what to do.
 _OTHER_FILES = (
     (0, b"version https://git-lfs", "a git-lfs pointer, which stands for the file", "Run git lfs pull"),
-    (0, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a file of torch.save before torch 1.6", _SAVE_AGAIN),
     (0, b"\x80", "a bare pickle", _SAVE_AGAIN),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", "Save its arrays with numpy.savez"),
     (0, b"\x93NUMPY", "a .npy file of a single array without a name", "Save it with numpy.savez"),
@@ -36,15 +38,16 @@ _OTHER_FILES = (
 )
 
 
-def load(path: str | os.PathLike[str] | BinaryFile) -> Any:
+def load(path: str | os.PathLike[str] | BinaryFile, *, keep_bfloat16: bool = False) -> Any:
     """Return what a weight file holds, with NumPy arrays for tensors, without torch and without running any code.
 
     The content decides how a file is read, whatever its name:
 
-    * ``torch.save`` (torch 1.6 and later, any extension): what ``torch.load(path, weights_only=True,
+    * ``torch.save`` (torch 0.1.10 and later, any extension): what ``torch.load(path, weights_only=True,
       map_location="cpu")`` gives, mostly an OrderedDict of names and tensors; plain values, lists, tuples and dicts
       around them come out as they are, a torch.dtype as NumPy's, a torch.device as text. Arrays share memory where
       their tensors did.
+    * ``torch.jit.save`` (TorchScript): the OrderedDict that ``torch.jit.load(path).state_dict()`` is.
     * ``.safetensors`` and ``.npz``: a dict of names and arrays.
 
     bfloat16 is widened exactly to float32; every other dtype is kept, in the byte order of this machine.
@@ -53,6 +56,8 @@ def load(path: str | os.PathLike[str] | BinaryFile) -> Any:
     ----------
     path : str, os.PathLike or binary file
         The file; an open one (``io.BytesIO``, ``open(…, "rb")``) is read from its beginning and left open.
+    keep_bfloat16 : bool
+        Keep bfloat16 as the dtype of that name which the package ``ml_dtypes`` has for NumPy.
 
     Raises
     ------
@@ -63,6 +68,8 @@ def load(path: str | os.PathLike[str] | BinaryFile) -> Any:
         As `open` does.
     TypeError
         `path` is neither a path nor a binary file.
+    ImportError
+        `keep_bfloat16` is set, and ml_dtypes is not installed.
 
     Examples
     --------
@@ -73,14 +80,15 @@ def load(path: str | os.PathLike[str] | BinaryFile) -> Any:
     >>> load(file)["weight_hh_l0"].shape
     (8, 2)
     """
+    elements = elements_with_bfloat16() if keep_bfloat16 else ELEMENTS
     if not isinstance(path, (str, os.PathLike)):
         if not hasattr(path, "readinto"):
             raise TypeError(message("path", "a str, an os.PathLike or a binary file", type(path).__name__))
-        return _read(path, str(getattr(path, "name", "file")))
+        return _read(path, str(getattr(path, "name", "file")), elements)
     if os.path.isdir(path):  # Windows would say PermissionError
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     with open(path, "rb") as file:
-        return _read(file, os.fspath(path))
+        return _read(file, os.fspath(path), elements)
 
 
 def save(path: str | os.PathLike[str], state_dict: Mapping[str, Any]) -> None:
@@ -94,7 +102,8 @@ def save(path: str | os.PathLike[str], state_dict: Mapping[str, Any]) -> None:
     path : str or os.PathLike
         Where to write.
     state_dict : mapping of str to array
-        The arrays, of any shape: whatever `numpy.asarray` takes. Arrays that share memory are written in full each.
+        The arrays, of any shape: whatever `numpy.asarray` takes, and bfloat16 of ml_dtypes for .safetensors. Arrays
+        that share memory are written in full each.
 
     Raises
     ------
@@ -129,15 +138,25 @@ _WRITERS: dict[str, tuple[_Check, _Write]] = {
 }
 
 
-def _read(file: BinaryFile, name: str) -> Any:
+def _read(file: BinaryFile, name: str, elements: Elements) -> Any:
     source = Source(file, name, file.seek(0, io.SEEK_END))
     head = source.read(0, min(_HEAD, source.size)).tobytes()
     if is_zip(head):
-        archive = ZipArchive(source)
-        return read_npz(source, archive) if is_npz(archive) else read_torch_file(source, archive)
+        with ZipArchive(source) as archive:
+            return _read_archive(source, archive, elements)
+    if is_legacy(head):
+        return read_legacy(source, elements)
     if is_safetensors(head):
-        return read_safetensors(source)
+        return read_safetensors(source, elements)
     raise _not_weights(source, head)
+
+
+def _read_archive(source: Source, archive: ZipArchive, elements: Elements) -> Any:
+    if is_npz(archive):
+        return read_npz(source, archive)
+    root = root_of(source, archive)
+    read = read_torchscript if is_torchscript(archive, root) else read_torch_file
+    return read(source, archive, root, elements)
 
 
 def _not_weights(source: Source, head: bytes) -> WeightFileError:
@@ -159,7 +178,7 @@ def _checked(name: object, value: object, check: _Check) -> Array:
         name.encode()
     except UnicodeEncodeError as error:
         raise ValueError(message("state_dict", "names of Unicode characters", repr(name))) from error
-    array = as_array(f"state_dict[{name!r}]", value)
+    array = value if is_bfloat16(value) else as_array(f"state_dict[{name!r}]", value)
     check(name, array)
     return array
 

@@ -2,6 +2,7 @@
 
 The names are torch's: ``weight_ih_l0``, ``weight_hh_l0``, ``bias_ih_l0``, ``bias_hh_l0`` and ``weight_hr_l0`` for each
 layer, with ``_reverse`` for the other direction; ``weight_ih``, ``weight_hh``, ``bias_ih``, ``bias_hh`` for a cell.
+Each may be there as the two parts that weight_norm makes of it. What stands before them is their prefix.
 In letters: G gates (4 of an LSTM), I inputs, H hidden units, P units after the projection, D directions.
 """
 
@@ -14,25 +15,42 @@ from typing import Any
 
 from nblstm.arrays import Array, as_array, as_mapping
 from nblstm.errors import message
+from nblstm.weights import weight_norm
 
 Shape = tuple[int, ...]
+Parts = list[tuple[str, str]]  # for one parameter: which part of it (an ending of its name, "" for all) under which key
+Layers = dict[str, dict[str, Parts]]  # by prefix and name
 
-_LAYER_NAME = re.compile(
-    r"(?P<prefix>.*?)(?P<name>(?:weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(?:0|[1-9][0-9]{0,3})(?:_reverse)?)",
-    re.DOTALL,
-)
-_CELL_NAME = re.compile(r"(?P<prefix>.*?)(?P<name>weight_ih|weight_hh|bias_ih|bias_hh)", re.DOTALL)
+_WHOLE, _G, _V = "", "_g", "_v"
+_NEW_ENDINGS = {".original0": _G, ".original1": _V}  # as torch.nn.utils.parametrizations names the two parts
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """Return the pattern of a key: a prefix and then a parameter's name, or the name of a part of it."""
+    return re.compile(
+        rf"(?P<prefix>.*?)(?:(?P<name>{name})(?P<part>|_g|_v|_orig)"
+        rf"|parametrizations\.(?P<new_name>{name})(?P<new_part>\.original[01]?))",
+        re.DOTALL,
+    )
+
+
+_LAYER_NAME = _pattern(r"(?:weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(?:0|[1-9][0-9]{0,3})(?:_reverse)?")
+_CELL_NAME = _pattern(r"weight_ih|weight_hh|bias_ih|bias_hh")
 _KINDS = {4: "LSTM", 3: "GRU", 1: "RNN"}
+
+# What torch.nn.DataParallel and torch.compile put into the names of the module that they wrap.
+_WRAPPERS = {"module", "_orig_mod"}
 
 
 @dataclass(frozen=True)
 class RecurrentSpec:
     """A recurrent layer found among named arrays.
 
-    `parameters` has the arrays under torch's own names (without `prefix`) and in torch's order; the other fields are
-    the arguments with which such a layer is made.
+    `kind` is the name of its class, ``"LSTM"``; `parameters` has the arrays under torch's own names (without `prefix`)
+    and in torch's order; the other fields are the arguments with which such a layer is made.
     """
 
+    kind: str
     prefix: str
     input_size: int
     hidden_size: int
@@ -47,6 +65,7 @@ class RecurrentSpec:
 class CellSpec:
     """A recurrent cell found among named arrays; the fields are those of `RecurrentSpec`."""
 
+    kind: str
     prefix: str
     input_size: int
     hidden_size: int
@@ -58,7 +77,9 @@ def find_recurrent_layer(mapping: Mapping[str, Any], prefix: str = "", *, gates:
     """Return the recurrent layer whose names begin with `prefix`, its sizes read off the shapes.
 
     With names directly after the prefix (a dot between them may be left out) that layer is taken; otherwise the one
-    layer anywhere under the prefix. Where there are several, the one of `gates` gates.
+    layer anywhere under the prefix. Where there are several, the one of `gates` gates. ``module.`` and ``_orig_mod.``,
+    which torch.nn.DataParallel and torch.compile put into names, may be left out of the prefix. Weights in the two
+    parts of weight_norm are put together.
 
     Parameters
     ----------
@@ -87,7 +108,7 @@ def find_recurrent_layer(mapping: Mapping[str, Any], prefix: str = "", *, gates:
     """
     found = _by_prefix(mapping, _LAYER_NAME)
     prefix = _choose(mapping, found, prefix, gates, _kind(gates))
-    arrays = found[prefix]
+    arrays = _arrays(mapping, prefix, found[prefix])
     projected = "weight_hr_l0" in arrays
     state_size, hidden_size = _matrix(arrays, prefix, "weight_hr_l0" if projected else "weight_hh_l0")
     input_size = _matrix(arrays, prefix, "weight_ih_l0")[1]
@@ -97,7 +118,9 @@ def find_recurrent_layer(mapping: Mapping[str, Any], prefix: str = "", *, gates:
     proj_size = state_size if projected else 0
     shapes = _layer_shapes(gates, input_size, hidden_size, num_layers, bias, bidirectional, proj_size)
     parameters = _in_shape(arrays, prefix, shapes, gates, hidden_size)
-    return RecurrentSpec(prefix, input_size, hidden_size, num_layers, bias, bidirectional, proj_size, parameters)
+    return RecurrentSpec(
+        _kind(gates), prefix, input_size, hidden_size, num_layers, bias, bidirectional, proj_size, parameters
+    )
 
 
 def find_cell(mapping: Mapping[str, Any], prefix: str = "", *, gates: int = 4) -> CellSpec:
@@ -109,41 +132,76 @@ def find_cell(mapping: Mapping[str, Any], prefix: str = "", *, gates: int = 4) -
     ('cell.', 3, 2, False)
     """
     found = _by_prefix(mapping, _CELL_NAME)
-    prefix = _choose(mapping, found, prefix, gates, f"{_kind(gates)}Cell")
-    arrays = found[prefix]
+    kind = f"{_kind(gates)}Cell"
+    prefix = _choose(mapping, found, prefix, gates, kind)
+    arrays = _arrays(mapping, prefix, found[prefix])
     input_size = _matrix(arrays, prefix, "weight_ih")[1]
     hidden_size = _matrix(arrays, prefix, "weight_hh")[1]
     bias = any(name.startswith("bias") for name in arrays)
     shapes = _one_direction(gates, input_size, hidden_size, hidden_size, bias)
     parameters = _in_shape(arrays, prefix, shapes, gates, hidden_size)
-    return CellSpec(prefix, input_size, hidden_size, bias, parameters)
+    return CellSpec(kind, prefix, input_size, hidden_size, bias, parameters)
 
 
-def _by_prefix(mapping: Mapping[str, Any], pattern: re.Pattern[str]) -> dict[str, dict[str, Array]]:
-    """Return the arrays whose names match, by what stands before the name and then by the name."""
-    found: dict[str, dict[str, Array]] = {}
-    for key, value in as_mapping("state_dict", mapping).items():
+def list_recurrent(mapping: Mapping[str, Any]) -> list[RecurrentSpec | CellSpec | str]:
+    """Return every recurrent layer and cell among named arrays; for one that cannot be loaded, the text that says why.
+
+    >>> import numpy as np
+    >>> shapes = {"a.weight_ih_l0": (6, 3), "a.weight_hh_l0": (6, 2), "b.weight_ih": (8, 3)}
+    >>> layer, cell = list_recurrent({name: np.zeros(shape) for name, shape in shapes.items()})
+    >>> layer.kind, layer.hidden_size
+    ('GRU', 2)
+    >>> cell
+    "state_dict: expected an array 'b.weight_hh', got only 'weight_ih'"
+    """
+    listed: list[RecurrentSpec | CellSpec | str] = []
+    for pattern, find in ((_LAYER_NAME, find_recurrent_layer), (_CELL_NAME, find_cell)):
+        for prefix, names in _by_prefix(mapping, pattern).items():
+            try:
+                gates = _gates_of(mapping, names)
+                listed.append(find(mapping, prefix, gates=gates if gates in _KINDS else 4))
+            except (TypeError, ValueError) as error:
+                listed.append(str(error))
+    return listed
+
+
+def _by_prefix(mapping: Mapping[str, Any], pattern: re.Pattern[str]) -> Layers:
+    """Return the keys that match, by what stands before the name and then by the name."""
+    found: Layers = {}
+    for key in as_mapping("state_dict", mapping):
         if isinstance(key, str) and (match := pattern.fullmatch(key)):
-            found.setdefault(match["prefix"], {})[match["name"]] = as_array(f"state_dict[{key!r}]", value)
+            name, ending = match["name"] or match["new_name"], match["part"] or match["new_part"] or _WHOLE
+            part = _NEW_ENDINGS.get(ending, ending)
+            found.setdefault(match["prefix"], {}).setdefault(name, []).append((part, key))
     return found
 
 
-def _choose(
-    mapping: Mapping[str, Any], found: Mapping[str, Mapping[str, Array]], prefix: str, gates: int, kind: str
-) -> str:
+def _arrays(mapping: Mapping[str, Any], prefix: str, names: Mapping[str, Parts]) -> dict[str, Array]:
+    """Return the arrays of one layer by their names, those in parts put together."""
+    arrays = {}
+    for name, parts in names.items():
+        keys = dict(sorted(parts))
+        if len(keys) < len(parts) or list(keys) not in ([_WHOLE], [_G, _V]):
+            expected = f"{prefix + name!r} as one array, or as the g and v of weight_norm"
+            hint = "Remove other parametrizations before you save: torch.nn.utils.parametrize.remove_parametrizations"
+            got = ", ".join(repr(key) for _, key in parts)
+            raise ValueError(message("state_dict", expected, f"only {got}" if len(parts) == 1 else got, hint=hint))
+        read = [as_array(f"state_dict[{key!r}]", mapping[key]) for key in keys.values()]
+        arrays[name] = read[0] if len(read) == 1 else weight_norm.join(f"state_dict[{keys[_G]!r}]", *read)
+    return arrays
+
+
+def _choose(mapping: Mapping[str, Any], found: Layers, prefix: str, gates: int, kind: str) -> str:
     """Return the prefix of the one that is meant, or raise an error that lists what there is."""
     if not isinstance(prefix, str):
         raise TypeError(message("prefix", "a str", type(prefix).__name__))
-    for exact in (prefix, f"{prefix}."):
-        if exact in found:
-            return exact
-    candidates = [candidate for candidate in found if candidate.startswith(prefix)]
+    candidates = _meant(list(found), prefix)
     if len(candidates) > 1:
-        fitting = [candidate for candidate in candidates if _gates(found[candidate]) == gates]
+        fitting = [candidate for candidate in candidates if _gates_of(mapping, found[candidate]) == gates]
         candidates = fitting or candidates
     if len(candidates) == 1:
         return candidates[0]
-    listed = ", ".join(f"{name!r} ({_kind(_gates(found[name]))})" for name in candidates or found)
+    listed = ", ".join(f"{name!r} ({_kind(_gates_of(mapping, found[name]))})" for name in candidates or found)
     if listed:
         got, hint = f"these by their prefixes: {listed}", "Choose one with prefix="
     else:
@@ -154,8 +212,37 @@ def _choose(
     raise ValueError(message("state_dict", f"the weights of one {kind}", got, because=because, hint=hint))
 
 
+def _meant(prefixes: list[str], prefix: str) -> list[str]:
+    """Return those of `prefixes` that `prefix` can mean: itself, with a dot, without wrappers, or what begins so."""
+    for exact in (prefix, f"{prefix}."):
+        if exact in prefixes:
+            return [exact]
+    bare = _without_wrappers(prefix)
+    return (
+        [name for name in prefixes if bare and _without_wrappers(name) in (bare, f"{bare}.")]
+        or [name for name in prefixes if name.startswith(prefix)]
+        or [name for name in prefixes if _without_wrappers(name).startswith(bare)]
+    )
+
+
+def _without_wrappers(prefix: str) -> str:
+    """Return a prefix without the components that a wrapper has put in.
+
+    >>> _without_wrappers("module.encoder._orig_mod.lstm.")
+    'encoder.lstm.'
+    """
+    return ".".join(part for part in prefix.split(".") if part not in _WRAPPERS)
+
+
 def _kind(gates: int) -> str:
     return _KINDS.get(gates, "other")
+
+
+def _gates_of(mapping: Mapping[str, Any], names: Mapping[str, Parts]) -> int:
+    """Return `_gates` of a layer or cell that is not read yet."""
+    # The last part is the whole weight, or the v of weight_norm, which has its shape.
+    keys = {name: max(names[name])[1] for name in ("weight_hh_l0", "weight_hh", "weight_hr_l0") if name in names}
+    return _gates({name: as_array(f"state_dict[{key!r}]", mapping[key]) for name, key in keys.items()})
 
 
 def _gates(arrays: Mapping[str, Array]) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from nblstm.arrays import Array
 from nblstm.errors import message
-from nblstm.weights.elements import is_shape, volume
+from nblstm.weights.elements import is_bfloat16, is_shape, volume
 from nblstm.weights.source import Bytes, Source, shown
 from nblstm.weights.zip_archive import ZipArchive
 
@@ -54,6 +54,9 @@ def check_npz(name: str, array: Array) -> None:
     """Raise ValueError if the format cannot hold this array under this name."""
     if "\0" in name or len(name.encode()) > _LONGEST_NAME:
         raise ValueError(message("state_dict", f"names of at most {_LONGEST_NAME} bytes without a NUL", shown(name)))
+    if is_bfloat16(array):
+        hint = "A .safetensors file holds it"
+        raise ValueError(message(f"state_dict[{name!r}]", "a dtype of NumPy", array.dtype, hint=hint))
 
 
 def _array(source: Source, archive: ZipArchive, name: str) -> Array:

@@ -14,15 +14,16 @@ import json
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from nblstm.arrays import Array
 from nblstm.errors import message
-from nblstm.weights.elements import ELEMENTS, Element, is_count, is_shape, volume
+from nblstm.weights.elements import ELEMENTS, Element, Elements, is_bfloat16, is_count, is_shape, volume
 from nblstm.weights.source import Source, shown
 
 _LONGEST_HEADER = 100_000_000  # the format's own limit
 _METADATA = "__metadata__"
-_BY_CODE = {element.code: element for element in ELEMENTS if element.code}
-_BY_DTYPE = {element.given: element for element in _BY_CODE.values() if element.name != "bfloat16"}
+_BY_NAME = {element.name: element for element in ELEMENTS if element.code}
 _FILE_ORDER = {element: place for place, element in enumerate(ELEMENTS)}
 
 
@@ -31,8 +32,8 @@ def is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{"
 
 
-def read_safetensors(source: Source) -> dict[str, Array]:
-    """Return the tensors of a file by name, in the order of its header; bfloat16 is widened to float32.
+def read_safetensors(source: Source, elements: Elements) -> dict[str, Array]:
+    """Return the tensors of a file by name, in the order of its header.
 
     Raises WeightFileError for whatever the format does not allow, and for a dtype that NumPy has not.
     """
@@ -40,7 +41,8 @@ def read_safetensors(source: Source) -> dict[str, Array]:
     if not 2 <= length <= _LONGEST_HEADER:
         raise source.refuse(f"a header of 2 to {_LONGEST_HEADER} bytes", f"one of {length}")
     header = _header(source, source.read(8, length).tobytes())
-    tensors = {name: _tensor(source, name, entry) for name, entry in header.items()}
+    by_code = {element.code: element for element in elements if element.code}
+    tensors = {name: _tensor(source, name, entry, by_code) for name, entry in header.items()}
     _check_layout(source, [(begin, end) for _, _, begin, end in tensors.values()], source.size - 8 - length)
     return {
         name: element.numbers(source.read(8 + length + begin, end - begin)).reshape(shape)
@@ -50,7 +52,7 @@ def read_safetensors(source: Source) -> dict[str, Array]:
 
 def write_safetensors(file: BinaryIO, arrays: Mapping[str, Array]) -> None:
     """Write arrays, whose dtypes `check_safetensors` has accepted, in the order that keeps each one aligned."""
-    elements = {name: _BY_DTYPE[array.dtype.newbyteorder("=")] for name, array in arrays.items()}
+    elements = {name: _BY_NAME[array.dtype.name] for name, array in arrays.items()}
     names = sorted(arrays, key=lambda name: (_FILE_ORDER[elements[name]], name))
     header: dict[str, Any] = {}
     end = 0
@@ -61,15 +63,17 @@ def write_safetensors(file: BinaryIO, arrays: Mapping[str, Array]) -> None:
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in names:
-        file.write(arrays[name].astype(elements[name].stored.newbyteorder("<"), order="C", copy=False).data)
+        array, stored = arrays[name], elements[name].stored
+        plain = np.ascontiguousarray(array).view(stored) if is_bfloat16(array) else array
+        file.write(plain.astype(stored.newbyteorder("<"), order="C", copy=False).data)
 
 
 def check_safetensors(name: str, array: Array) -> None:
     """Raise ValueError if the format cannot hold this array under this name."""
     if name == _METADATA:
         raise ValueError(message("state_dict", f"another name than {_METADATA}", "it", because="the format uses that"))
-    if array.dtype.newbyteorder("=") not in _BY_DTYPE:
-        dtypes = ", ".join(map(str, _BY_DTYPE))
+    if array.dtype.name not in _BY_NAME:
+        dtypes = ", ".join(_BY_NAME)
         raise ValueError(message(f"state_dict[{name!r}]", f"one of {dtypes}", array.dtype, hint="A .npz file holds it"))
 
 
@@ -93,18 +97,20 @@ def _header(source: Source, text: bytes) -> dict[str, Any]:
     return dict(header)
 
 
-def _tensor(source: Source, name: str, entry: object) -> tuple[Element, tuple[int, ...], int, int]:
+def _tensor(
+    source: Source, name: str, entry: object, by_code: Mapping[str, Element]
+) -> tuple[Element, tuple[int, ...], int, int]:
     """Return what the header says of one tensor: element, shape, begin and end."""
     match entry:
         case {"dtype": str(code), "shape": list(sizes), "data_offsets": [begin, end], **others} if not others:
             shape = tuple(sizes)
         case _:
             raise source.refuse(f"dtype, shape and data_offsets of {shown(name)}", "something else")
-    if code not in _BY_CODE:
-        raise source.refuse(f"{', '.join(_BY_CODE)} as the dtype of {shown(name)}", shown(code))
+    if code not in by_code:
+        raise source.refuse(f"{', '.join(by_code)} as the dtype of {shown(name)}", shown(code))
     if not (is_shape(shape) and is_count(begin) and is_count(end)):
         raise source.refuse(f"a shape and offsets of {shown(name)} that an array can have", "others")
-    element = _BY_CODE[code]
+    element = by_code[code]
     size = volume(shape) * element.stored.itemsize if 0 not in shape else 0
     if end - begin != size:
         raise source.refuse(f"{size} bytes for {shown(name)} of shape {shape} and dtype {code}", end - begin)

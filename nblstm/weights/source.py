@@ -28,14 +28,23 @@ class Source:
 
         Raises WeightFileError, before any memory is taken, if they are not all in the file.
         """
+        self.check(start, count)
+        content = np.empty(count, np.uint8)
+        self.fill(start, content)
+        return content
+
+    def check(self, start: int, count: int) -> None:
+        """Raise WeightFileError if the `count` bytes from `start` on are not all in the file."""
         if not 0 <= start <= start + count <= self.size:
             hint = "It is cut short or damaged: copy or download it again"
             raise self.refuse(f"{count} bytes from byte {start} on", f"a file of {self.size}", hint)
-        content = np.empty(count, np.uint8)
+
+    def fill(self, start: int, content: Bytes) -> None:
+        """Read the bytes from `start` on into `content`, which `check` has found to fit."""
         self.file.seek(start)
-        if self.file.readinto(content.data) != count:
-            raise self.refuse(f"{count} bytes from byte {start} on", "fewer", "The file shrank while it was read")
-        return content
+        if self.file.readinto(content.data) != content.size:
+            hint = "The file shrank while it was read"
+            raise self.refuse(f"{content.size} bytes from byte {start} on", "fewer", hint)
 
     def refuse(self, expected: str, got: object, hint: str = "") -> WeightFileError:
         """Return the error that says why this file is not read."""

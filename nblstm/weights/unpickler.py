@@ -4,13 +4,15 @@ A pickle is a program for a small stack machine. Python's own machine imports an
 calls any callable (REDUCE, NEWOBJ, INST, OBJ) and hands any state to any object's ``__setstate__`` (BUILD), so that
 loading an unknown pickle is running an unknown program. The machine here is another one, and has no such power:
 
-* GLOBAL looks the whole (module, name) pair up in the table that the caller gives. It imports nothing and follows no
-  dots. What the table holds are data and `Function` objects.
+* GLOBAL asks the caller what the whole (module, name) pair stands for. It imports nothing and follows no dots. What it
+  can stand for are data, `Function` objects and `Class` objects.
 * REDUCE calls a `Function` and nothing else, with as many arguments as that one takes. Its code is this package's, and
-  checks each argument before it uses it; or it is OrderedDict, with no arguments at all.
-* BUILD gives an OrderedDict the attribute ``_metadata``, as torch's state_dicts have it, and knows no other state.
+  checks each argument before it uses it.
+* NEWOBJ makes an `Instance` of a `Class`. It holds attributes and has no methods; only TorchScript files have any.
+* BUILD gives an OrderedDict the attribute ``_metadata``, as torch's state_dicts have it, or an `Instance` its
+  attributes, and knows no other state.
 * APPEND and SETITEM work on exactly a list, a dict or an OrderedDict, and a key is a plain value.
-* Other opcodes than those that torch writes do not exist: INST, OBJ, NEWOBJ, EXT1, STACK_GLOBAL and so on are refused.
+* Other opcodes than those that torch writes do not exist: INST, OBJ, EXT1, STACK_GLOBAL and so on are refused.
 
 What comes out is looked over once more and consists of plain values and arrays alone. Each opcode takes a time and a
 memory that its own bytes bound: nothing copies what a pickle can name twice.
@@ -18,20 +20,23 @@ memory that its own bytes bound: nothing copies what a pickle can name twice.
 
 from __future__ import annotations
 
+import io
 import pickle  # the names of its opcodes; its machine is not used
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from nblstm.errors import WeightFileError
-from nblstm.weights.source import Source, shown
+from nblstm.weights.source import BinaryFile, Source, shown
 
+Name: TypeAlias = tuple[str, str]  # module, name
+_LONGEST_NAME = 1000  # letters, of a module or of what is in it
 _DEEPEST = 200  # containers inside containers; far below Python's recursion limit, for whoever walks through them
-_VALUES = (str, int, float, type(None), np.ndarray, np.dtype)  # bool is an int
+_VALUES = (str, int, float, complex, type(None), np.ndarray, np.dtype)  # bool is an int
 _SAVE_STATE_DICT = "No code is run: if this is a model saved whole, load it with torch and save model.state_dict()"
 
 
@@ -47,23 +52,49 @@ class Function:
     most: int
 
 
+@dataclass(frozen=True)
+class Refused:
+    """What a pickle may not mention but an error can name: what it is, and what to save instead."""
+
+    what: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Class:
+    """What a pickle may make instances of."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Instance:
+    """An object of a class that is not there: its attributes by name, in the order of the file."""
+
+    of: Class
+    attributes: dict[str, object] = field(default_factory=dict)
+
+
 def unpickle(
-    source: Source, program: bytes, names: Mapping[tuple[str, str], object], persistent: Callable[[object], object]
+    source: Source, program: BinaryFile, resolve: Callable[[Name], object], persistent: Callable[[object], object]
 ) -> Any:
     """Return the value that a pickle of protocol 2 describes; errors name `source`.
 
-    `names` maps each (module, name) pair that may occur to what it stands for, and `persistent` makes what a persistent
-    id stands for. Raises WeightFileError for a pickle that is damaged or that uses anything else.
+    The pickle begins where the file `program` stands, and `program` stands behind it afterwards. `resolve` says what a
+    (module, name) pair stands for, None where it may not occur, and `persistent` makes what a persistent id stands for.
+    Raises WeightFileError for a pickle that is damaged or that uses anything else.
 
     >>> import io, pickle
     >>> source = Source(io.BytesIO(), "example.pt", 0)
-    >>> unpickle(source, pickle.dumps({"step": 3, "loss": [0.5, None]}, protocol=2), {}, lambda _: None)
+    >>> def read(value):
+    ...     return unpickle(source, io.BytesIO(pickle.dumps(value, protocol=2)), {}.get, lambda _: None)
+    >>> read({"step": 3, "loss": [0.5, None]})
     {'step': 3, 'loss': [0.5, None]}
-    >>> unpickle(source, pickle.dumps(print, protocol=2), {}, lambda _: None)  # doctest: +ELLIPSIS
+    >>> read(print)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     nblstm.errors.WeightFileError: example.pt: expected tensors and plain values, got '__builtin__.print' ...
     """
-    return _Machine(source, program, names, persistent).run()
+    return _Machine(source, program, resolve, persistent).run()
 
 
 class _Machine:
@@ -72,15 +103,18 @@ class _Machine:
     def __init__(
         self,
         source: Source,
-        program: bytes,
-        names: Mapping[tuple[str, str], object],
+        program: BinaryFile,
+        resolve: Callable[[Name], object],
         persistent: Callable[[object], object],
     ) -> None:
         self.source = source
         self.program = program
-        self.names = names
+        self.resolve = resolve
         self.persistent = persistent
         self.position = 0
+        start = program.tell()
+        self.size = program.seek(0, io.SEEK_END) - start
+        program.seek(start)
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -101,26 +135,29 @@ class _Machine:
     # The program
 
     def take(self, count: int) -> bytes:
-        start, self.position = self.position, self.position + count
-        if self.position > len(self.program):
+        self.position += count
+        if self.position > self.size:
             raise self.refuse("a whole pickle", "its end")
-        return self.program[start : self.position]
+        return self.program.read(count)
 
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
     def text(self, length: int) -> str:
+        return self.decoded(self.take(length))
+
+    def decoded(self, text: bytes) -> str:
         try:
-            # torch.save writes lone surrogates in this way too
-            return self.take(length).decode("utf-8", "surrogatepass")
+            return text.decode("utf-8", "surrogatepass")  # torch.save writes lone surrogates in this way too
         except UnicodeDecodeError:
             raise self.refuse("text in UTF-8", "other bytes") from None
 
     def line(self) -> str:
-        end = self.program.find(b"\n", self.position)
-        line = self.text(end - self.position if end >= 0 else len(self.program))
-        self.take(1)
-        return line
+        line = self.program.readline(_LONGEST_NAME)
+        self.position += len(line)
+        if not line.endswith(b"\n"):
+            raise self.refuse("the end of a name", shown(line.decode("latin1")))
+        return self.decoded(line[:-1])
 
     # The stack
 
@@ -184,24 +221,39 @@ class _Machine:
             target[key] = value
 
     def look_up(self) -> None:
-        module, name = self.line(), self.line()
-        if (module, name) not in self.names:
-            raise self.refuse("tensors and plain values", shown(f"{module}.{name}"), _SAVE_STATE_DICT)
-        self.push(self.names[module, name])
+        name = self.line(), self.line()
+        found = self.resolve(name)
+        if found is None:
+            raise self.refuse("tensors and plain values", shown(".".join(name)), _SAVE_STATE_DICT)
+        if isinstance(found, Refused):
+            raise self.refuse("tensors and plain values", f"{found.what} ({'.'.join(name)})", found.hint)
+        self.push(found)
 
     def persistent_value(self) -> None:
         self.push(self.persistent(self.pop()))
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
+        if type(function) is Class:  # an enum of TorchScript, made of its value
+            self.push(Instance(function, {"value": arguments}))
+            return
         if type(function) is not Function:
             raise self.refuse("a function to call", type(function).__name__)
         if type(arguments) is not tuple or not function.fewest <= len(arguments) <= function.most:
             raise self.refuse(f"a tuple of {function.fewest} to {function.most} arguments", type(arguments).__name__)
         self.push(function.call(*arguments))
 
+    def new_object(self) -> None:
+        arguments, kind = self.pop(), self.pop()
+        if not isinstance(kind, Class) or type(arguments) is not tuple or arguments:
+            raise self.refuse("a class and no arguments", type(kind).__name__)
+        self.push(Instance(kind))
+
     def build(self) -> None:
         state, target = self.pop(), self.top()
+        if type(target) is Instance and type(state) is dict and all(type(name) is str for name in state):
+            target.attributes = state
+            return
         if type(target) is not OrderedDict or type(state) is not dict or not state.keys() <= {"_metadata"}:
             raise self.refuse("an OrderedDict and its _metadata", f"the state of {type(target).__name__}")
         vars(target).update(state)
@@ -215,7 +267,7 @@ class _Machine:
         for _ in range(_DEEPEST):
             below: list[Any] = []
             for value in level:
-                if isinstance(value, (list, tuple, dict)):
+                if isinstance(value, (list, tuple, dict, Instance)):
                     if id(value) not in seen:
                         seen.add(id(value))
                         below.extend(_contents(value))
@@ -232,7 +284,9 @@ def _is_key(value: object) -> bool:
     return type(value) in (str, float, bool, type(None)) or (type(value) is int and -(2**63) <= value < 2**63)
 
 
-def _contents(container: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> list[Any]:
+def _contents(container: Any) -> list[Any]:
+    if isinstance(container, Instance):
+        return [*container.attributes.values()]
     if isinstance(container, dict):
         return [*container.values(), *getattr(container, "__dict__", {}).values()]
     return [*container]
@@ -249,6 +303,7 @@ _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.LONG1: lambda m: m.push(int.from_bytes(m.take(m.number("<B")), "little", signed=True)),
     pickle.BINFLOAT: lambda m: m.push(m.number(">d")),
     pickle.BINUNICODE: lambda m: m.push(m.text(m.number("<I"))),
+    pickle.SHORT_BINSTRING: lambda m: m.push(m.text(m.number("<B"))),  # of Python 2
     pickle.MARK: _Machine.mark,
     pickle.EMPTY_TUPLE: lambda m: m.push(()),
     pickle.TUPLE: lambda m: m.push(tuple(m.pop_mark())),
@@ -268,5 +323,6 @@ _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     pickle.GLOBAL: _Machine.look_up,
     pickle.BINPERSID: _Machine.persistent_value,
     pickle.REDUCE: _Machine.reduce,
+    pickle.NEWOBJ: _Machine.new_object,
     pickle.BUILD: _Machine.build,
 }
