@@ -36,9 +36,13 @@ _NOT_HIDDEN = 0.07  # of the time to read the weights, while multiplying takes l
 _VECTOR_OF_UNITS = 35.0
 # Share of its peak that a tile of 1, 2, ... rows reaches.
 _TILE_SHARE = (1.0, 0.7, 0.88, 0.95, 0.96, 0.97, 1.0)
-# From this many rows on, a step's input is projected within the step: the weights are read once for enough rows.
+# From this many rows on, a step's input is projected within the step, if its weights stay in the cache from step to
+# step: they are read once for enough rows, and the sums meet the cell in the first-level cache.
 _ROWS_TO_FUSE = 24
+_BYTES_TO_FUSE = 4 << 20
+# Rows of inputs that are projected at once otherwise.
 _ROWS_OF_A_BLOCK = 96
+_ROWS_OF_A_BLOCK_FROM_MEMORY = 192
 
 
 class Plan(NamedTuple):
@@ -49,9 +53,13 @@ class Plan(NamedTuple):
     threads: int
 
 
-def block_of(rows: int, steps: int) -> int:
-    """Return how many steps' inputs to project at once for a slice of `rows` rows."""
-    return 1 if rows >= _ROWS_TO_FUSE else max(1, min(steps, _ROWS_OF_A_BLOCK // max(rows, 1)))
+def block_of(rows: int, steps: int, weight_bytes: int) -> int:
+    """Return how many steps' inputs to project at once for a slice of `rows` rows whose W_ih has `weight_bytes`."""
+    fits = weight_bytes <= _BYTES_TO_FUSE
+    if rows >= _ROWS_TO_FUSE and fits:
+        return 1
+    rows_at_once = _ROWS_OF_A_BLOCK if fits else _ROWS_OF_A_BLOCK_FROM_MEMORY
+    return max(1, min(steps, rows_at_once // max(rows, 1)))
 
 
 def choose(weights: DirectionWeights, directions: int, steps: int, rows: int, threads: int) -> Plan:

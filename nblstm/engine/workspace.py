@@ -41,7 +41,7 @@ def workspace_of(weights: DirectionWeights, plan: Plan, steps: int, rows: int) -
     slice_rows = -(-rows // plan.parts) if plan.split == ROWS else rows
     slice_blocks = weights.unit_blocks if plan.split == ROWS else -(-weights.unit_blocks // plan.parts)
     gates_of_block = LSTM_GATES * vector
-    block = block_of(slice_rows, steps)
+    block = block_of(slice_rows, steps, slice_blocks * gates_of_block * weights.inputs * itemsize)
     if block > 1:
         gates = block * slice_rows * slice_blocks * gates_of_block
     else:
