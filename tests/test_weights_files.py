@@ -8,8 +8,10 @@ import pathlib
 import stat
 import sys
 import threading
+import time
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -291,6 +293,31 @@ def test_a_wrong_checksum_of_a_large_member_is_found(tmp_path, monkeypatch, memb
     content[200 if member == 0 else -10_000] ^= 1
     with pytest.raises(WeightFileError, match=f"{['small', 'large'][member]}.npy' with a wrong checksum"):
         load(io.BytesIO(content))
+
+
+def test_a_second_thread_that_ends_early_changes_nothing(tmp_path, monkeypatch):
+    """The interpreter ends it while other threads still read: what it has got is summed before the rest."""
+    np.savez(tmp_path / "a.npz", large=np.arange(4 * 10**6))
+    submit = ThreadPoolExecutor.submit
+    taken = []
+
+    def submit_some(pool, work, *arguments):
+        taken.append(work)
+        if len(taken) > 2:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        return submit(pool, lambda: (time.sleep(0.05), work(*arguments)))
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_some)
+    assert load(tmp_path / "a.npz")["large"][-1] == 4 * 10**6 - 1
+    assert len(taken) == 3
+
+
+def test_only_torch_leaves_checksums_out(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.ones(10))
+    content = (tmp_path / "a.npz").read_bytes()
+    entry = content.rindex(b"PK\x01\x02") + 16
+    with pytest.raises(WeightFileError, match="checksum"):
+        load(io.BytesIO(content[:entry] + bytes(4) + content[entry + 4 :]))
 
 
 def test_archives_that_torch_writes_for_other_ends_are_refused_by_name():

@@ -127,6 +127,27 @@ def test_published_attacks_by_pickle_are_refused(program, tmp_path, monkeypatch)
         assert len(str(refused.value)) < 500
 
 
+def test_code_that_is_packed_millions_of_times_is_refused(tmp_path):
+    program = b"\x80\x02" + made("__torch__", "Net", b"") + b"."
+    content = packed(**{"data.pkl": program, "constants.pkl": b"\x80\x02).", "code/__torch__.py": b"\n" * 2**25})
+    with nothing_happens(tmp_path), pytest.raises(WeightFileError, match=r"at most \d+ bytes of 'a/code/__torch__.py'"):
+        load(io.BytesIO(content))
+
+
+def test_names_in_errors_give_a_terminal_no_orders():
+    name = "__torch__.torch.classes.\x1b]0;pwned\x07" + "x" * 900
+    with pytest.raises(WeightFileError) as refused:
+        load(scripted(made(name, "Y", b""), CODE, FLOATS))
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 500
+
+
+def test_one_dict_is_the_state_of_one_object():
+    state = b"}(" + value("a") + b"Nuq\x06"
+    program = global_name("__torch__", "Net") + b"q\x05)\x81" + state + b"bh\x05)\x81h\x06b\x86"
+    with pytest.raises(WeightFileError, match="a state of its own"):
+        load(scripted(program, CODE, FLOATS))
+
+
 def changed(content: bytes, place: int, *values: int) -> bytes:
     """Return `content` with other bytes from `place` on, counted from the end where it is negative."""
     changed = bytearray(content)
@@ -159,6 +180,24 @@ def two_folders() -> bytes:
     return file.getvalue()
 
 
+def packed(**members: bytes) -> bytes:
+    """Return an archive of packed members in the folder a."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, content in members.items():
+            target.writestr(f"a/{name}", content)
+    return file.getvalue()
+
+
+def npz_of_many_axes() -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({('9' * 19 + ', ') * 300}), }}\n"
+    array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as target:
+        target.writestr("a.npy", array)
+    return file.getvalue()
+
+
 def safetensors(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
     return (len(header) if length is None else length).to_bytes(8, "little") + header + data
 
@@ -180,6 +219,11 @@ FILES = {
     "zip: a second archive behind it": HONEST + archive(b"N", root="b").getvalue()[:-5],
     "zip: a bomb of members that share their bytes": bomb(),
     "zip: data.pkl in two folders": two_folders(),
+    "zip: a packed program of millions of dicts": packed(**{"data.pkl": b"\x80\x02" + b"}" * 2**24 + b"."}),
+    "npz: a shape of 300 giant axes": npz_of_many_axes(),
+    "safetensors: half a surrogate pair as a name": safetensors(
+        b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)
+    ),
     "safetensors: header of 2**64 - 1 bytes": safetensors(b"{}", b"", 2**64 - 1),
     "safetensors: header of the most bytes": safetensors(b"{}", b"", 100_000_000),
     "safetensors: deep nesting": safetensors(b"{" + b'"a":[' * 10**6),

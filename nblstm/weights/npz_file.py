@@ -62,7 +62,7 @@ def check_npz(name: str, array: Array) -> None:
 def _array(source: Source, archive: ZipArchive, name: str) -> Array:
     content = archive.read(name)
     magic, version = content[:6].tobytes(), content[6:8].tolist()
-    if magic != _MAGIC or len(version) < 2 or version[0] not in _LENGTH_BYTES:
+    if magic != _MAGIC or len(version) < 2 or version[0] not in _LENGTH_BYTES or version[1]:
         raise source.refuse(f"{shown(name)} in version 1 or 2 of the .npy format", "something else")
     start = 8 + _LENGTH_BYTES[version[0]]
     length = int.from_bytes(content[8:start].tobytes(), "little")
@@ -81,8 +81,10 @@ def _numbers(source: Source, name: str, content: Bytes, code: str, shape: tuple[
         dtype = np.dtype(code)
     except TypeError as error:
         raise source.refuse(f"a dtype of NumPy in {shown(name)}", shown(code)) from error
+    if not is_shape(shape):
+        raise source.refuse(f"{shown(name)} of a shape that NumPy can make", f"{len(shape)} axes, or giant ones")
     size = volume(shape) * dtype.itemsize if 0 not in shape else 0
-    if not is_shape(shape) or content.size != size:
+    if content.size != size:
         what = f"{shown(name)} of shape {shown(str(shape))} and dtype {dtype}"
         raise source.refuse(f"{size} bytes for {what}", content.size)
     # A bool is whatever is not zero; other bytes than 0 and 1 in an array of bool would not be

@@ -94,7 +94,16 @@ def _header(source: Source, text: bytes) -> dict[str, Any]:
     metadata = header.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise source.refuse(f"text for text in {_METADATA}", "something else")
+    if unwritable := [name for name in header if not name.isprintable() and not _encodes(name)]:
+        raise source.refuse("names of Unicode characters", shown(unwritable[0]))
     return dict(header)
+
+
+def _encodes(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+        return False
 
 
 def _tensor(

@@ -24,8 +24,15 @@ _SUBCLASS = Refused("a subclass of torch.Tensor", "Save tensor.as_subclass(torch
 _NUMPY_NUMBER = Refused("a number of NumPy", "Save number.item()")
 _NUMPY_ARRAY = Refused("an array of NumPy", "Save torch.from_numpy(array)")
 
+# Numbers that NumPy has not.
+_NARROW = (
+    *("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz", "float4_e2m1fn_x2"),
+    *("complex32", "ComplexHalfStorage"),
+)
+
 # What torch.load knows, or can be taught, and what is no array or no plain value.
 _REFUSED: dict[Name, object] = {
+    **{("torch", name): Refused("numbers that NumPy has not", "Save tensor.float(), or .cfloat()") for name in _NARROW},
     ("torch._utils", "_rebuild_sparse_tensor"): Refused("a sparse tensor", "Save tensor.to_dense()"),
     ("torch._utils", "_rebuild_qtensor"): Refused("a quantised tensor", "Save tensor.dequantize()"),
     ("torch._utils", "_rebuild_nested_tensor"): Refused("a nested tensor", "Save its tensors: list(tensor.unbind())"),
@@ -191,16 +198,16 @@ class Tensors:
         """Return the array of the given sizes and strides over a storage, if all of it lies inside."""
         if not (is_count(offset) and is_shape(size) and is_strides(stride) and len(size) == len(stride)):
             got = shown(", ".join(map(_brief, (offset, size, stride))))
-            raise self.source.refuse("an offset, sizes and as many strides of a tensor, none negative or giant", got)
+            raise self.source.refuse("an offset, at most 32 sizes and as many strides, none negative or giant", got)
         if bits is not None:
             hint = "Save tensor.resolve_conj().resolve_neg()"
             raise self.source.refuse("a tensor as it stands", "one to conjugate or negate", hint)
         numbers = self._numbers(storage, element)
+        if 0 in size:
+            return np.empty(size, numbers.dtype)
         self.allowance -= volume(size) * numbers.itemsize
         if self.allowance < 0:
             raise self.source.refuse("tensors that fit the file", "more numbers, in views that share them")
-        if 0 in size:
-            return np.empty(size, numbers.dtype)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if last >= numbers.size:
             raise self.source.refuse(f"a tensor inside its storage of {numbers.size} numbers", f"number {last} of it")
@@ -212,6 +219,7 @@ class Tensors:
 
 def _brief(value: object) -> str:
     """Return numbers as text and anything else by its type: the text of a deep value would take a deep recursion."""
-    if type(value) is int or (type(value) is tuple and all(type(part) is int for part in value)):
+    parts = value if type(value) is tuple and len(value) <= 64 else (value,)
+    if all(type(part) is int and -(2**64) < part < 2**64 for part in parts):
         return str(value)
     return type(value).__name__

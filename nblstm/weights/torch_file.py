@@ -68,7 +68,7 @@ def read_torch_file(
     def look_up(name: Name) -> object:
         return names[name] if name in names else resolve(name)
 
-    program = io.BytesIO(archive.read(f"{root}/data.pkl").data)
+    program = io.BytesIO(archive.read_program(f"{root}/data.pkl").data)
     return unpickle(source, program, look_up, storages.storage)
 
 

@@ -136,7 +136,7 @@ class _Classes:
     def _classes(self, member: str, module: str) -> dict[str, object]:
         """Return the classes in one text of code by name."""
         classes: dict[str, object] = {}
-        text = self.archive.read(member).tobytes().decode("utf-8", "replace")
+        text = self.archive.read_program(member).tobytes().decode("utf-8", "replace")
         for part in re.split(r"^(?=class )", text, flags=re.MULTILINE):
             if found := _CLASS.match(part):
                 if found[1] in classes:

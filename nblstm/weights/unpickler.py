@@ -35,7 +35,7 @@ from nblstm.weights.source import BinaryFile, Source, shown
 
 Name: TypeAlias = tuple[str, str]  # module, name
 _LONGEST_NAME = 1000  # letters, of a module or of what is in it
-_DEEPEST = 200  # containers inside containers; far below Python's recursion limit, for whoever walks through them
+_DEEPEST = 200  # containers inside containers, on the shortest way to each
 _VALUES = (str, int, float, complex, type(None), np.ndarray, np.dtype)  # bool is an int
 _SAVE_STATE_DICT = "No code is run: if this is a model saved whole, load it with torch and save model.state_dict()"
 
@@ -118,6 +118,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.states: set[int] = set()  # the ids of dicts that are the states of objects, which keep them
 
     def run(self) -> Any:
         while (opcode := self.take(1)) != pickle.STOP:
@@ -217,7 +218,7 @@ class _Machine:
             raise self.refuse("a value for each key", "a key alone")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not _is_key(key):
-                raise self.refuse("a string or a number as a key", type(key).__name__)
+                raise self.refuse("a string or a number below 2**63 as a key", type(key).__name__)
             target[key] = value
 
     def look_up(self) -> None:
@@ -226,7 +227,7 @@ class _Machine:
         if found is None:
             raise self.refuse("tensors and plain values", shown(".".join(name)), _SAVE_STATE_DICT)
         if isinstance(found, Refused):
-            raise self.refuse("tensors and plain values", f"{found.what} ({'.'.join(name)})", found.hint)
+            raise self.refuse("tensors and plain values", f"{found.what} ({shown('.'.join(name))})", found.hint)
         self.push(found)
 
     def persistent_value(self) -> None:
@@ -251,7 +252,11 @@ class _Machine:
 
     def build(self) -> None:
         state, target = self.pop(), self.top()
-        if type(target) is Instance and type(state) is dict and all(type(name) is str for name in state):
+        if type(target) is Instance and type(state) is dict:
+            # Of its own: a pickle can name one dict any number of times, and each time all its names are looked at.
+            if target.attributes or id(state) in self.states or not all(type(name) is str for name in state):
+                raise self.refuse("a state of its own, with names, for each object", "another")
+            self.states.add(id(state))
             target.attributes = state
             return
         if type(target) is not OrderedDict or type(state) is not dict or not state.keys() <= {"_metadata"}:
