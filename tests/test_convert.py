@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 import nblstm
 from nblstm.__main__ import main
-from nblstm.commands import weight_report
+from nblstm.commands import convert, weight_report
 from nblstm.commands.weight_report import named_tensors, walk
 
 DATA = Path(__file__).parent / "data"
@@ -181,11 +182,66 @@ def test_a_container_in_itself_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) 
         named_tensors(twice)
 
 
-def test_many_names_for_a_tensor_are_refused_but_a_few_are_usual() -> None:
-    array = np.ones(1000)
-    assert len(named_tensors([array] * 8)[0]) == 8
-    with pytest.raises(ValueError, match="at most 8 names for a tensor"):
-        named_tensors([array] * 9)
+def test_a_list_of_itself_takes_no_room_for_what_is_ahead() -> None:
+    wide: list[Any] = []
+    wide.extend([wide] * 10_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="at most 200 containers inside each other"):
+            named_tensors(wide)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("inmost", [np.zeros(1), {"weight_ih": None}])
+def test_giant_names_are_refused(inmost: Any) -> None:
+    key = "k" * 2**16
+    values: Any = [inmost] * 4
+    for _ in range(100):
+        values = {key: values}
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="names of at most 16777216 characters in all, got more"):
+            weight_report.report("a.pt", values)
+        assert tracemalloc.get_traced_memory()[1] < 2**28
+    finally:
+        tracemalloc.stop()
+
+
+def test_one_giant_name_does_not_widen_every_row() -> None:
+    said = weight_report.report("a.npz", {"k" * 10_000: np.ones(1)} | {str(n): np.ones(1) for n in range(100)})
+    assert len(said) < 50_000
+
+
+def test_a_shared_tensor_is_written_under_all_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = dict.fromkeys([f"{number}.weight" for number in range(12)], np.ones(100))
+    monkeypatch.setattr(convert, "load", lambda path: loaded)
+    assert main(["convert", "in.pt", "out.npz"]) == 0
+    assert_same_arrays(nblstm.load("out.npz"), loaded)
+
+
+def test_giant_copies_are_refused_in_convert_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    giant, saved = np.broadcast_to(np.zeros(1), 2**24), []
+    loaded = {"small": np.ones(1)} | {f"{number}.weight": giant for number in range(12)}
+    monkeypatch.setattr(convert, "load", lambda path: loaded)
+    monkeypatch.setattr(convert, "save", lambda path, arrays: saved.append(arrays))
+    assert_refused(capsys, "got 12 names for '0.weight' and 1.5 GB. Choose a part with --prefix", "in.pt", "out.npz")
+    assert main(["convert", "in.pt", "out.npz", "--prefix", "3"]) == 0
+    assert [list(arrays) for arrays in saved] == [["weight"]]
+    assert "13 tensors, 1.6 GB" in weight_report.report("in.pt", loaded)
+
+
+def test_one_is_singular(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(convert, "load", lambda path: {"a.b": np.ones(1), "c": np.ones(1), "epoch": 3})
+    assert main(["convert", "in.pt", "out.npz", "--prefix", "a"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "left out: 1 tensor of another prefix",
+        "left out: 1 value that is no tensor",
+    ]
+    assert "\n1 value that is no tensor" in weight_report.report("a.pt", {"epoch": 3})
 
 
 def test_the_way_leads_to_the_value() -> None:

@@ -238,6 +238,18 @@ def test_one_bias_is_the_sum_of_two_rounded_once(name):
         cases.assert_same_bits(tuple(again.values()), tuple(expected.values()))
 
 
+@pytest.mark.parametrize("to", [to_keras, to_haste, to_onnx, to_per_gate])
+def test_a_prefix_chooses_among_several(to):
+    states = {prefix: LSTM(I, H, seed=seed).state_dict() for seed, prefix in enumerate(["a.", "b."])}
+    model = {prefix + name: array for prefix, state in states.items() for name, array in state.items()}
+    with pytest.raises(ValueError, match="Choose one with prefix="):
+        to(model)
+    for prefix, state in states.items():
+        got, expected = to(model, prefix=prefix), to(state)
+        parts = (got.values(), expected.values()) if isinstance(got, dict) else (got, expected)
+        cases.assert_same_bits(*map(tuple, parts))
+
+
 def test_what_comes_out_is_the_callers():
     weights = tuple(array.astype(np.float32) for array in kernels())
     for made in (from_keras(*weights), from_per_gate(gates()), from_onnx(np.ones((1, 8, 3)), np.ones((1, 8, 2)))):

@@ -5,6 +5,7 @@ Weights in the parts of weight_norm are in test_weight_norm.py.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -276,3 +277,22 @@ def test_a_list_survives_what_is_no_array():
     assert list_recurrent({}) == []
     with pytest.raises(TypeError, match="state_dict: expected a mapping"):
         list_recurrent([1])
+
+
+def test_many_layers_are_listed_in_linear_time():
+    state = {}
+    for number in range(2000):
+        state |= {f"{number}.weight_ih_l0": np.zeros((8, 3)), f"{number}.weight_hh_l0": np.zeros((8, 2))}
+    start = time.perf_counter()
+    assert len(list_recurrent(state)) == 2000
+    assert time.perf_counter() - start < 2  # to match every key again for every prefix takes far longer
+
+
+def test_kept_bfloat16_is_widened_exactly():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    kept = {name: np.random.default_rng(0).random(a.shape).astype(bfloat16) for name, a in layer().items()}
+    for state, find in ((kept, find_recurrent_layer), ({k.replace("_l0", ""): a for k, a in kept.items()}, find_cell)):
+        for name, array in find(state).parameters.items():
+            assert array.dtype == np.float32
+            assert (array.view(np.uint32) == state[name].view(np.uint16).astype(np.uint32) << 16).all()
+    assert find_recurrent_layer(kept | layer("gru.", 3), "").kind == "LSTM"

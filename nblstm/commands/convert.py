@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Mapping
 
 from nblstm import load, save
 from nblstm.arrays import Array
-from nblstm.commands.weight_report import named_tensors, printable, refused, summary
+from nblstm.commands.weight_report import named_tensors, no_tensors, printable, refused, size_text, summary, total_size
 from nblstm.errors import message
+from nblstm.weights.source import shown
+
+# A small file may give one tensor any number of names, and each is written out. A shared layer is usual.
+_MOST_NAMES = 8
+_MOST_COPIED = 2**30  # bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,15 +40,29 @@ def run(args: argparse.Namespace) -> int:
         kept = _under(tensors, args.prefix)
         if not kept or "" in kept:
             raise ValueError(message(args.source, "tensors with names", "one without" if kept else "none"))
+        _check_copies(args.source, kept)
         save(args.target, kept)
     except (OSError, TypeError, ValueError) as error:
         return refused("convert", error)
     print(f"{args.target}: {summary(kept)}")
-    left_out = {"tensors of other prefixes": len(tensors) - len(kept), "values that are no tensors": others}
-    for what, count in left_out.items():
-        if count:
-            print(f"left out: {count} {what}")
+    if count := len(tensors) - len(kept):
+        print(f"left out: {count} tensor{'s of other prefixes' if count > 1 else ' of another prefix'}")
+    if others:
+        print(f"left out: {no_tensors(others)}")
     return 0
+
+
+def _check_copies(source: str, tensors: Mapping[str, Array]) -> None:
+    """Raise ValueError if many names stand for the same tensors, so that they take a giant multiple of the file."""
+    once = total_size({id(array): array for array in tensors.values()}.values())
+    whole = total_size(tensors.values())
+    if whole <= _MOST_NAMES * once or whole - once <= _MOST_COPIED:
+        return
+    names = Counter(id(array) for array in tensors.values())
+    worst = max(tensors, key=lambda name: names[id(tensors[name])] * tensors[name].nbytes)
+    expected = f"at most {_MOST_NAMES} names for a tensor, or {size_text(_MOST_COPIED)} of copies"
+    got = f"{names[id(tensors[worst])]} names for {shown(worst)} and {size_text(whole - once)}"
+    raise ValueError(message(source, expected, got, hint="Choose a part with --prefix"))
 
 
 def _under(tensors: Mapping[str, Array], prefix: str) -> Mapping[str, Array]:

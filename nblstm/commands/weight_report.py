@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,13 +17,17 @@ import nblstm
 from nblstm.arrays import Array
 from nblstm.errors import message
 from nblstm.weights.names import CellSpec, RecurrentSpec, list_recurrent
+from nblstm.weights.source import shown
 
 Path = tuple[Any, ...]  # the keys and indices that lead to a value
+
+_IN_PYTHON = "Take what you need in Python"
 
 # A file may name one container any number of times, in itself too: it is small, and what it describes without end.
 _MOST_VALUES = 4_000_000
 _DEEPEST = 200
-_MOST_COPIES = 8
+_MOST_CHARACTERS = 2**24  # of all names
+_WIDEST = 100  # column: a table takes its width for each of its rows
 
 
 def walk(loaded: Any) -> Iterator[tuple[Path, Any]]:
@@ -34,49 +38,60 @@ def walk(loaded: Any) -> Iterator[tuple[Path, Any]]:
     >>> list(walk({"a": [1, 2]}))
     [((), {'a': [1, 2]}), (('a',), [1, 2]), (('a', 0), 1), (('a', 1), 2)]
     """
-    ahead: list[tuple[Path, Any]] = [((), loaded)]
-    for _ in range(_MOST_VALUES):
-        if not ahead:
-            return
-        path, value = ahead.pop()
-        yield path, value
-        inner = _inner(value)
-        if inner and len(path) == _DEEPEST:
-            raise ValueError(message("file", f"at most {_DEEPEST} containers inside each other", "more"))
-        ahead.extend([((*path, key), part) for key, part in inner][::-1])
-    raise ValueError(message("file", f"at most {_MOST_VALUES} values", "more", hint="Take what you need in Python"))
+    # Of each container on the way, what is still to come: a list of all values ahead could be a multiple of the file.
+    ahead = [iter([(cast(Path, ()), loaded)])]
+    count = 0
+    while ahead:
+        if (found := next(ahead[-1], None)) is None:
+            ahead.pop()
+            continue
+        count += 1
+        if count > _MOST_VALUES:
+            raise ValueError(message("file", f"at most {_MOST_VALUES} values", "more", hint=_IN_PYTHON))
+        yield found
+        path, value = found
+        if isinstance(value, (Mapping, list, tuple)) and len(value):
+            if len(path) == _DEEPEST:
+                raise ValueError(message("file", f"at most {_DEEPEST} containers inside each other", "more"))
+            ahead.append(_inner(path, value))
 
 
-def _inner(value: Any) -> list[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return list(value.items())
-    return list(enumerate(value)) if isinstance(value, (list, tuple)) else []
+def _inner(path: Path, value: Any) -> Iterator[tuple[Path, Any]]:
+    for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield (*path, key), part
 
 
 def named_tensors(loaded: Any) -> tuple[dict[str, Array], int]:
     """Return the tensors of what `nblstm.load` gave by their names with dots, and the number of other values.
 
-    Raises ValueError if two get one name, or if many names stand for the same tensors: written out they would take a
-    multiple of the file.
+    Raises ValueError if two get one name, or if the names are very long together.
 
     >>> tensors, others = named_tensors({"epoch": 3, "model": {"lstm.weight_hh_l0": np.ones((8, 2))}})
     >>> list(tensors), others
     (['model.lstm.weight_hh_l0'], 1)
     """
     tensors: dict[str, Array] = {}
-    others = 0
+    others, room = 0, _MOST_CHARACTERS
     for path, value in walk(loaded):
         if isinstance(value, np.ndarray):
-            name = ".".join(map(str, path))
+            parts = list(map(str, path))
+            room = _less(room, parts)
+            name = ".".join(parts)
             if name in tensors:
-                raise ValueError(message("file", "tensors of different names", f"two with the name {name!r}"))
+                raise ValueError(message("file", "tensors of different names", f"two with the name {shown(name)}"))
             tensors[name] = value
         elif not isinstance(value, (Mapping, list, tuple)):
             others += 1
-    once = total_size({id(array): array for array in tensors.values()}.values())
-    if total_size(tensors.values()) > _MOST_COPIES * once:
-        raise ValueError(message("file", f"at most {_MOST_COPIES} names for a tensor", "more"))
     return tensors, others
+
+
+def _less(room: int, texts: Iterable[str]) -> int:
+    """Return how many characters there is still room for after these texts, or raise an error if there is none."""
+    room -= sum(len(text) + 1 for text in texts)
+    if room < 0:
+        expected = f"names of at most {_MOST_CHARACTERS} characters in all"
+        raise ValueError(message("file", expected, "more", hint=_IN_PYTHON))
+    return room
 
 
 def total_size(arrays: Iterable[Array]) -> int:
@@ -99,12 +114,16 @@ def report(file: str, loaded: Any) -> str:
     tensors, others = named_tensors(loaded)
     rows = [(printable(name), str(a.dtype), str(a.shape), size_text(a.nbytes)) for name, a in tensors.items()]
     lines = [*_table([("name", "dtype", "shape", "size"), *rows]), summary(tensors)]
-    lines += [f"{others} values that are no tensors"] * bool(others)
+    lines += [no_tensors(others)] * bool(others)
+    room = _MOST_CHARACTERS
     for path, value in walk(loaded):
         if isinstance(value, Mapping):
-            inside = "".join(f"[{key!a}]" for key in path)
             for found in list_recurrent(value):
-                lines += ["", *_layer(found, f"nblstm.load({file!a}){inside}")]
+                room = _less(room, map(str, path))
+                inside = "".join(f"[{key!a}]" for key in path)
+                layer = list(_layer(found, f"nblstm.load({file!a}){inside}"))
+                room = _less(room, layer)
+                lines += ["", *layer]
     return "\n".join(lines)
 
 
@@ -115,6 +134,15 @@ def summary(tensors: Mapping[str, Array]) -> str:
     '1 tensor, 24 B'
     """
     return f"{len(tensors)} tensor{'s' * (len(tensors) != 1)}, {size_text(total_size(tensors.values()))}"
+
+
+def no_tensors(count: int) -> str:
+    """Return in words how many values are no tensors.
+
+    >>> no_tensors(1), no_tensors(2)
+    ('1 value that is no tensor', '2 values that are no tensors')
+    """
+    return f"{count} value that is no tensor" if count == 1 else f"{count} values that are no tensors"
 
 
 def refused(command: str, error: Exception) -> int:
@@ -162,8 +190,8 @@ def _layer(found: RecurrentSpec | CellSpec | str, mapping: str) -> Iterator[str]
 
 
 def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Return the rows as lines with columns two spaces apart, the last one flush right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    """Return the rows as lines with columns two spaces apart, the last one flush right; a giant cell sticks out."""
+    widths = [min(_WIDEST, max(map(len, column))) for column in zip(*rows, strict=True)]
     for *row, last in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         yield "  ".join([*cells, last.rjust(widths[-1])])

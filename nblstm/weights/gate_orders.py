@@ -103,7 +103,9 @@ def from_keras(
     return _from_kernels("from_keras", _KERAS, kernel, recurrent_kernel, bias, layer, reverse)
 
 
-def to_keras(state_dict: Mapping[str, Any], *, layer: int = 0, reverse: bool = False) -> KernelWeights:
+def to_keras(
+    state_dict: Mapping[str, Any], *, layer: int = 0, reverse: bool = False, prefix: str = ""
+) -> KernelWeights:
     """Return one layer and direction of torch's parameters for Keras: ``keras_layer.set_weights(to_keras(...))``.
 
     Without biases the last one of the three is None, and not to be passed.
@@ -111,18 +113,21 @@ def to_keras(state_dict: Mapping[str, Any], *, layer: int = 0, reverse: bool = F
     Parameters
     ----------
     state_dict : mapping of str to array
-        All parameters of an LSTM, as `LSTM.from_state_dict` finds them.
+        All parameters of an LSTM, alone or in those of a whole model, as `LSTM.from_state_dict` finds them.
     layer : int
         Which layer to take.
     reverse : bool
         True: its other direction.
+    prefix : str
+        What stands before ``weight_ih_l0`` in the names, or the beginning of it: which LSTM of several to take.
 
     Raises
     ------
     ValueError
-        There is no such layer or direction, or it has a projection, which no other home has.
+        There is no such LSTM, or more than one, or it has no such layer or direction, or it has a projection, which no
+        other home has.
     TypeError
-        `state_dict` is no mapping of names to arrays, or `layer` no whole number.
+        `state_dict` is no mapping of names to arrays, `layer` no whole number, or `prefix` no str.
 
     Examples
     --------
@@ -130,7 +135,7 @@ def to_keras(state_dict: Mapping[str, Any], *, layer: int = 0, reverse: bool = F
     >>> weights.kernel.shape, weights.recurrent_kernel.shape, weights.bias.shape
     ((3, 8), (2, 8), (8,))
     """
-    return _to_kernels("to_keras", _KERAS, state_dict, layer, reverse)
+    return _to_kernels("to_keras", _KERAS, state_dict, layer, reverse, prefix)
 
 
 def from_haste(
@@ -144,13 +149,15 @@ def from_haste(
     return _from_kernels("from_haste", _HASTE, kernel, recurrent_kernel, bias, layer, reverse)
 
 
-def to_haste(state_dict: Mapping[str, Any], *, layer: int = 0, reverse: bool = False) -> KernelWeights:
+def to_haste(
+    state_dict: Mapping[str, Any], *, layer: int = 0, reverse: bool = False, prefix: str = ""
+) -> KernelWeights:
     """Return one layer and direction of torch's parameters for haste; arguments and errors are those of `to_keras`.
 
     >>> to_haste({"weight_ih_l0": np.array([[1], [2], [3], [4]]), "weight_hh_l0": np.ones((4, 1))}).kernel.tolist()
     [[1, 3, 2, 4]]
     """
-    return _to_kernels("to_haste", _HASTE, state_dict, layer, reverse)
+    return _to_kernels("to_haste", _HASTE, state_dict, layer, reverse, prefix)
 
 
 def from_onnx(W: Any, R: Any, B: Any = None, P: Any = None, *, layer: int = 0) -> dict[str, Array]:
@@ -194,14 +201,14 @@ def from_onnx(W: Any, R: Any, B: Any = None, P: Any = None, *, layer: int = 0) -
     return parameters
 
 
-def to_onnx(state_dict: Mapping[str, Any], *, layer: int = 0) -> OnnxWeights:
+def to_onnx(state_dict: Mapping[str, Any], *, layer: int = 0, prefix: str = "") -> OnnxWeights:
     """Return the inputs of an ONNX LSTM node for one layer, of all its directions; else as `to_keras`.
 
     >>> parameters = from_onnx(np.ones((2, 8, 3)), np.ones((2, 8, 2)), np.ones((2, 16)))
     >>> [array.shape for array in to_onnx(parameters)]
     [(2, 8, 3), (2, 8, 2), (2, 16)]
     """
-    found = _found("to_onnx", state_dict, layer)
+    found = _found("to_onnx", state_dict, layer, prefix)
     directions = [_direction(found, layer, reverse) for reverse in (False, True)[: 1 + found.bidirectional]]
     w, r, *biases = (
         np.stack([_reordered(one, _TORCH, _ONNX) for one in each]) for each in zip(*directions, strict=True)
@@ -248,14 +255,16 @@ def from_per_gate(weights: Mapping[str, Any], *, layer: int = 0, reverse: bool =
     return _named([np.concatenate(arrays[kind]) for kind in "WUb" if kind in arrays], layer, reverse)
 
 
-def to_per_gate(state_dict: Mapping[str, Any], *, layer: int = 0, reverse: bool = False) -> dict[str, Array]:
+def to_per_gate(
+    state_dict: Mapping[str, Any], *, layer: int = 0, reverse: bool = False, prefix: str = ""
+) -> dict[str, Array]:
     """Return one layer and direction of torch's parameters gate by gate; arguments and errors are those of `to_keras`.
 
     >>> parameters = {"weight_ih_l0": np.ones((8, 3)), "weight_hh_l0": np.ones((8, 2))}
     >>> list(to_per_gate(parameters))
     ['W_i', 'W_f', 'W_a', 'W_o', 'U_i', 'U_f', 'U_a', 'U_o']
     """
-    arrays = _with_one_bias(_direction(_found("to_per_gate", state_dict, layer), layer, reverse))
+    arrays = _with_one_bias(_direction(_found("to_per_gate", state_dict, layer, prefix), layer, reverse))
     return {
         f"{kind}_{gate}": np.array(block.T, order="C")
         for kind, array in zip("WUb", arrays, strict=False)
@@ -275,16 +284,18 @@ def _from_kernels(
     return _named([_reordered(array, gates, _TORCH) for array in arrays], layer, reverse)
 
 
-def _to_kernels(name: str, gates: str, state_dict: Mapping[str, Any], layer: int, reverse: bool) -> KernelWeights:
+def _to_kernels(
+    name: str, gates: str, state_dict: Mapping[str, Any], layer: int, reverse: bool, prefix: str
+) -> KernelWeights:
     """Return the opposite of `_from_kernels`."""
-    arrays = _with_one_bias(_direction(_found(name, state_dict, layer), layer, reverse))
+    arrays = _with_one_bias(_direction(_found(name, state_dict, layer, prefix), layer, reverse))
     kernel, recurrent_kernel, *bias = (np.array(_reordered(array, _TORCH, gates).T, order="C") for array in arrays)
     return KernelWeights(kernel, recurrent_kernel, bias[0] if bias else None)
 
 
-def _found(name: str, state_dict: Mapping[str, Any], layer: int) -> RecurrentSpec:
+def _found(name: str, state_dict: Mapping[str, Any], layer: int, prefix: str) -> RecurrentSpec:
     """Return the LSTM among named arrays, if it has that layer and no projection."""
-    found = find_recurrent_layer(state_dict)
+    found = find_recurrent_layer(state_dict, prefix)
     if not 0 <= as_whole_number(f"{name} layer", layer) < found.num_layers:
         raise ValueError(message(f"{name} layer", "one of the LSTM's", layer, because=f"num_layers={found.num_layers}"))
     if found.proj_size:

@@ -13,9 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from nblstm.arrays import Array, as_array, as_mapping
 from nblstm.errors import message
 from nblstm.weights import weight_norm
+from nblstm.weights.elements import is_bfloat16
 
 Shape = tuple[int, ...]
 Parts = list[tuple[str, str]]  # for one parameter: which part of it (an ending of its name, "" for all) under which key
@@ -79,7 +82,7 @@ def find_recurrent_layer(mapping: Mapping[str, Any], prefix: str = "", *, gates:
     With names directly after the prefix (a dot between them may be left out) that layer is taken; otherwise the one
     layer anywhere under the prefix. Where there are several, the one of `gates` gates. ``module.`` and ``_orig_mod.``,
     which torch.nn.DataParallel and torch.compile put into names, may be left out of the prefix. Weights in the two
-    parts of weight_norm are put together.
+    parts of weight_norm are put together. A bfloat16 of ml_dtypes becomes a float32.
 
     Parameters
     ----------
@@ -108,7 +111,12 @@ def find_recurrent_layer(mapping: Mapping[str, Any], prefix: str = "", *, gates:
     """
     found = _by_prefix(mapping, _LAYER_NAME)
     prefix = _choose(mapping, found, prefix, gates, _kind(gates))
-    arrays = _arrays(mapping, prefix, found[prefix])
+    return _layer(mapping, prefix, found[prefix], gates)
+
+
+def _layer(mapping: Mapping[str, Any], prefix: str, names: Mapping[str, Parts], gates: int) -> RecurrentSpec:
+    """Return the layer of exactly this prefix, whose keys are known."""
+    arrays = _arrays(mapping, prefix, names)
     projected = "weight_hr_l0" in arrays
     state_size, hidden_size = _matrix(arrays, prefix, "weight_hr_l0" if projected else "weight_hh_l0")
     input_size = _matrix(arrays, prefix, "weight_ih_l0")[1]
@@ -132,15 +140,19 @@ def find_cell(mapping: Mapping[str, Any], prefix: str = "", *, gates: int = 4) -
     ('cell.', 3, 2, False)
     """
     found = _by_prefix(mapping, _CELL_NAME)
-    kind = f"{_kind(gates)}Cell"
-    prefix = _choose(mapping, found, prefix, gates, kind)
-    arrays = _arrays(mapping, prefix, found[prefix])
+    prefix = _choose(mapping, found, prefix, gates, f"{_kind(gates)}Cell")
+    return _cell(mapping, prefix, found[prefix], gates)
+
+
+def _cell(mapping: Mapping[str, Any], prefix: str, names: Mapping[str, Parts], gates: int) -> CellSpec:
+    """Return the cell of exactly this prefix, whose keys are known."""
+    arrays = _arrays(mapping, prefix, names)
     input_size = _matrix(arrays, prefix, "weight_ih")[1]
     hidden_size = _matrix(arrays, prefix, "weight_hh")[1]
     bias = any(name.startswith("bias") for name in arrays)
     shapes = _one_direction(gates, input_size, hidden_size, hidden_size, bias)
     parameters = _in_shape(arrays, prefix, shapes, gates, hidden_size)
-    return CellSpec(kind, prefix, input_size, hidden_size, bias, parameters)
+    return CellSpec(f"{_kind(gates)}Cell", prefix, input_size, hidden_size, bias, parameters)
 
 
 def list_recurrent(mapping: Mapping[str, Any]) -> list[RecurrentSpec | CellSpec | str]:
@@ -155,11 +167,11 @@ def list_recurrent(mapping: Mapping[str, Any]) -> list[RecurrentSpec | CellSpec 
     "state_dict: expected an array 'b.weight_hh', got only 'weight_ih'"
     """
     listed: list[RecurrentSpec | CellSpec | str] = []
-    for pattern, find in ((_LAYER_NAME, find_recurrent_layer), (_CELL_NAME, find_cell)):
+    for pattern, read in ((_LAYER_NAME, _layer), (_CELL_NAME, _cell)):
         for prefix, names in _by_prefix(mapping, pattern).items():
             try:
                 gates = _gates_of(mapping, names)
-                listed.append(find(mapping, prefix, gates=gates if gates in _KINDS else 4))
+                listed.append(read(mapping, prefix, names, gates if gates in _KINDS else 4))
             except (TypeError, ValueError) as error:
                 listed.append(str(error))
     return listed
@@ -183,12 +195,21 @@ def _arrays(mapping: Mapping[str, Any], prefix: str, names: Mapping[str, Parts])
         keys = dict(sorted(parts))
         if len(keys) < len(parts) or list(keys) not in ([_WHOLE], [_G, _V]):
             expected = f"{prefix + name!r} as one array, or as the g and v of weight_norm"
-            hint = "Remove other parametrizations before you save: torch.nn.utils.parametrize.remove_parametrizations"
+            functions = "parametrize.remove_parametrizations"
+            if "_orig" in keys:  # as the old spectral_norm and prune leave it, which are no parametrizations
+                functions = "remove_spectral_norm or torch.nn.utils.prune.remove"
+            hint = f"Remove what else changes the weights before you save: torch.nn.utils.{functions}"
             got = ", ".join(repr(key) for _, key in parts)
             raise ValueError(message("state_dict", expected, f"only {got}" if len(parts) == 1 else got, hint=hint))
-        read = [as_array(f"state_dict[{key!r}]", mapping[key]) for key in keys.values()]
+        read = [_array(mapping, key) for key in keys.values()]
         arrays[name] = read[0] if len(read) == 1 else weight_norm.join(f"state_dict[{keys[_G]!r}]", *read)
     return arrays
+
+
+def _array(mapping: Mapping[str, Any], key: str) -> Array:
+    """Return the array under this key; a bfloat16 of ml_dtypes is widened exactly, as the kernels have none."""
+    value = mapping[key]
+    return value.astype(np.float32) if is_bfloat16(value) else as_array(f"state_dict[{key!r}]", value)
 
 
 def _choose(mapping: Mapping[str, Any], found: Layers, prefix: str, gates: int, kind: str) -> str:
@@ -242,7 +263,7 @@ def _gates_of(mapping: Mapping[str, Any], names: Mapping[str, Parts]) -> int:
     """Return `_gates` of a layer or cell that is not read yet."""
     # The last part is the whole weight, or the v of weight_norm, which has its shape.
     keys = {name: max(names[name])[1] for name in ("weight_hh_l0", "weight_hh", "weight_hr_l0") if name in names}
-    return _gates({name: as_array(f"state_dict[{key!r}]", mapping[key]) for name, key in keys.items()})
+    return _gates({name: _array(mapping, key) for name, key in keys.items()})
 
 
 def _gates(arrays: Mapping[str, Array]) -> int:
