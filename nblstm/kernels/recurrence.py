@@ -8,7 +8,8 @@ meets the other slices after every step. Serial execution is one slice of all ro
     h[t, r], c[t, r] = cell(gates[s, r], c[t - 1, r])
 
 so that W_ih is read once a block and the workspace does not grow with T. Rows are sorted by length, longest first:
-those alive at a step are a prefix. Either product is one chain in the order of its terms (nblstm.kernels.tile).
+those alive at a step are a prefix. The order of each sum depends on how many terms it has, on nothing else
+(nblstm.kernels.tile).
 
 Every buffer is described in nblstm.kernels.job. Workers may run at the same time on different slices.
 """

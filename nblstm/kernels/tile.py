@@ -8,17 +8,22 @@ vectors, spreads one number of each row over a vector, and does rows x vectors f
     acc[r, v] = fma(a[r, k], b[k, v], acc[r, v])        k = 0, 1, ..., K-1
     d[r, v] = c[r, v] + acc[r, v]
 
-Each product is one chain in the order of k, whatever the shape of the tile: that is why results do not depend on how
-rows, units or threads are divided. What may vary is only which chains run side by side. A chain begins at zero, not at
-c: at the size of c every term would be rounded to the digits of c, which made four times the error in wide layers
-(docs/performance.md; tests/test_lstm_parity.py, wide layers). Two FMA units with a latency of four need eight chains
-in flight, and registers bound them from above:
+A sum of many terms is made of several such chains, each from zero, added one after the other:
+
+    d = ((c + chain 0) + chain 1) + ...
+
+The order of a sum depends on K alone, whatever the shape of the tile: that is why results do not depend on how rows,
+units or threads are divided. What may vary is only which sums run side by side. A chain begins at zero, not at c, and
+is short, because every term is rounded to the digits of what is there already: docs/performance.md, "Accuracy", has
+the errors, and the wide layers in tests/test_lstm_parity.py hold them.
+
+Two FMA units with a latency of four need eight sums in flight, and registers bound them from above:
 
 * 16 vector registers (AVX2, SSE): 6 rows x 2 vectors = 12 accumulators, 2 weights, 1 or 2 for the row's number;
 * 32 vector registers (AVX-512, NEON): 6 rows x 4 vectors = 24 accumulators, 4 weights, the row's number from memory.
 
-With few rows a tile takes several panels at once to have enough chains (`PANELS_AT_ONCE`). Of the two operands of a
-term, registers hold the fewer vectors and the others pass one by one: 3 rows x 4 vectors fit 16 registers as 12
+With few rows a tile takes several panels at once to have enough sums in flight (`PANELS_AT_ONCE`). Of the two operands
+of a term, registers hold the fewer vectors and the others pass one by one: 3 rows x 4 vectors fit 16 registers as 12
 accumulators, 3 numbers and 1 weight, and LLVM would spill with 4 weights and 1 number.
 
 Weights come in the order of memory, but a tall tile asks for them more slowly than the hardware fetches ahead for, and
@@ -96,44 +101,43 @@ def _add_term(
 def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int) -> ir.Function:
     """Return the LLVM function for a tile of `rows` x `panels`, emitting it into `module` at the first request.
 
-    void (terms, a, a_row, b, b_panel, c, c_panel, c_row, d, d_panel, d_row); strides in elements.
+    void (terms, chain, a, a_row, b, b_panel, c, c_panel, c_row, d, d_panel, d_row); strides in elements.
     """
     element, vector = llvm_element(dtype), llvm_vector(dtype)
     name = f"nblstm_tile_{dtype}_{vector.count}_{rows}x{panels}"
     if name in module.globals:
         return module.globals[name]
     pointer = element.as_pointer()
-    arguments = [I64, pointer, I64, pointer, I64, pointer, I64, I64, pointer, I64, I64]
+    arguments = [I64, I64, pointer, I64, pointer, I64, pointer, I64, I64, pointer, I64, I64]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     function.linkage = "linkonce_odr"
-    terms, a, a_row, b, b_panel, c, c_panel, c_row, d, d_panel, d_row = function.args
-    entry, loop, done = (function.append_basic_block(label) for label in ("entry", "loop", "done"))
+    terms, chain, a, a_row, b, b_panel, c, c_panel, c_row, d, d_panel, d_row = function.args
+    labels = "entry", "begin", "loop", "end", "done"
+    entry, begin, loop, end, done = (function.append_basic_block(label) for label in labels)
     width = PANEL_VECTORS * vector.count
     columns = [(panel, v) for panel in range(panels) for v in range(PANEL_VECTORS)]
-    builder = ir.IRBuilder(entry)
+    zero, builder = ir.Constant(vector, None), ir.IRBuilder(entry)
 
     def scaled(stride: ir.Value, count: int) -> ir.Value:
         return builder.mul(stride, ir.Constant(I64, count))
 
-    align = dtype.bitwidth // 8
-    places = [(r, p, v) for r in range(rows) for p, v in columns]
-    addends, outputs = (
-        [
-            _vector_pointer(
-                builder, dtype, builder.gep(base, [builder.add(scaled(panel, p), scaled(row, r))]), v * vector.count
-            )
-            for r, p, v in places
-        ]
-        for base, panel, row in ((c, c_panel, c_row), (d, d_panel, d_row))
-    )
     row_starts = [builder.gep(a, [scaled(a_row, r)]) for r in range(rows)]
     panel_starts = [scaled(b_panel, p) for p in range(panels)]
-    zero = ir.Constant(vector, None)
-    builder.cbranch(builder.icmp_signed(">", terms, ir.Constant(I64, 0)), loop, done)
+    builder.branch(begin)
+
+    builder.position_at_end(begin)
+    first, *addend = (builder.phi(value.type) for value in (terms, c, c_panel, c_row))
+    for phi, value, next_value in zip(addend, (c, c_panel, c_row), (d, d_panel, d_row), strict=True):
+        phi.add_incoming(value, entry)
+        phi.add_incoming(next_value, end)
+    first.add_incoming(ir.Constant(I64, 0), entry)
+    unbounded = builder.add(first, chain)
+    last = builder.select(builder.icmp_signed("<", unbounded, terms), unbounded, terms)
+    builder.cbranch(builder.icmp_signed("<", first, last), loop, end)
 
     builder.position_at_end(loop)
     k = builder.phi(I64)
-    k.add_incoming(ir.Constant(I64, 0), entry)
+    k.add_incoming(first, begin)
     accumulators = [[builder.phi(vector) for _ in columns] for _ in range(rows)]
     weight_row = builder.gep(b, [builder.mul(k, ir.Constant(I64, width))])
     weights = [builder.gep(weight_row, [panel_starts[panel]]) for panel in range(panels)]
@@ -143,17 +147,33 @@ def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int
     k.add_incoming(following, loop)
     for r in range(rows):
         for v in range(len(columns)):
-            accumulators[r][v].add_incoming(zero, entry)
+            accumulators[r][v].add_incoming(zero, begin)
             accumulators[r][v].add_incoming(sums[r][v], loop)
-    builder.cbranch(builder.icmp_signed("<", following, terms), loop, done)
+    builder.cbranch(builder.icmp_signed("<", following, last), loop, end)
+
+    builder.position_at_end(end)
+    products = [builder.phi(vector) for _ in range(rows) for _ in columns]
+    for total, last_sum in zip(products, [total for row in sums for total in row], strict=True):
+        total.add_incoming(zero, begin)
+        total.add_incoming(last_sum, loop)
+    first.add_incoming(last, end)
+
+    align = dtype.bitwidth // 8
+    places = [(r, panel, v) for r in range(rows) for panel, v in columns]
+    for total, (r, panel, v) in zip(products, places, strict=True):
+        source, target = (
+            _vector_pointer(
+                builder,
+                dtype,
+                builder.gep(base, [builder.add(scaled(panel_stride, panel), scaled(row_stride, r))]),
+                v * vector.count,
+            )
+            for base, panel_stride, row_stride in (addend, (d, d_panel, d_row))
+        )
+        builder.store(builder.fadd(builder.load(source, align=align), total), target, align=align)
+    builder.cbranch(builder.icmp_signed("<", last, terms), begin, done)
 
     builder.position_at_end(done)
-    products = [builder.phi(vector) for _ in places]
-    for total, last in zip(products, [total for row in sums for total in row], strict=True):
-        total.add_incoming(zero, entry)
-        total.add_incoming(last, loop)
-    for total, addend, output in zip(products, addends, outputs, strict=True):
-        builder.store(builder.fadd(builder.load(addend, align=align), total), output, align=align)
     builder.ret_void()
     return function
 
@@ -164,6 +184,7 @@ def multiply_tile(
     rows: Any,
     panels: Any,
     terms: Any,
+    chain: Any,
     a: Any,
     a_start: Any,
     a_row: Any,
@@ -181,7 +202,8 @@ def multiply_tile(
 ) -> Any:
     """d = c + a b for `rows` rows (1 to ROWS) and `panels` panels (1, 2 or 4, up to PANELS_AT_ONCE[rows]).
 
-    Starts and strides count elements of the contiguous 1-D arrays, of one dtype; nothing is checked.
+    Starts and strides count elements of the contiguous 1-D arrays, of one dtype; nothing is checked. A chain has
+    `chain` terms, at least 1 if there are any; the last one has what is left.
 
     a  in   row r's terms at ``a_start + r * a_row + k``
     b  in   panel p's vectors of term k at ``b_start + p * b_panel + k * PANEL_VECTORS * lanes``
@@ -191,14 +213,14 @@ def multiply_tile(
     dtype = d.dtype
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        rows, panels, terms, a, a_start, a_row, b, b_start, b_panel, *addend_and_output = args
+        rows, panels, terms, chain, a, a_start, a_row, b, b_start, b_panel, *addend_and_output = args
         c, c_start, c_panel, c_row, d, d_start, d_panel, d_row = addend_and_output
 
         def at(array_type: Any, array: ir.Value, start: ir.Value) -> ir.Value:
             return builder.gep(make_array(array_type)(context, builder, array).data, [start])
 
-        operands = [terms, at(sig.args[3], a, a_start), a_row, at(sig.args[6], b, b_start), b_panel]
-        operands += [at(sig.args[9], c, c_start), c_panel, c_row, at(sig.args[13], d, d_start), d_panel, d_row]
+        operands = [terms, chain, at(sig.args[4], a, a_start), a_row, at(sig.args[7], b, b_start), b_panel]
+        operands += [at(sig.args[10], c, c_start), c_panel, c_row, at(sig.args[14], d, d_start), d_panel, d_row]
         finished = builder.append_basic_block("tile.finished")
         choice = builder.switch(builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows), finished)
         for count in range(1, ROWS + 1):
@@ -212,4 +234,4 @@ def multiply_tile(
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(i64, i64, i64, a, i64, i64, b, i64, i64, c, i64, i64, i64, d, i64, i64, i64), codegen
+    return types.void(i64, i64, i64, i64, a, i64, i64, b, i64, i64, c, i64, i64, i64, d, i64, i64, i64), codegen
