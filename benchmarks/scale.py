@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nblstm import get_num_threads
-from nblstm.commands.benchmark.cases import Case
+from nblstm.commands.benchmark.cases import CELLS, Case
 from nblstm.commands.benchmark.engines import OURS
 from nblstm.commands.benchmark.machine import describe
 from nblstm.commands.benchmark.measure import QUICK, THOROUGH, Effort, bench
 from nblstm.commands.benchmark.report import Table, duration
 from nblstm.engine import plan
-from nblstm.engine.packing import pack_lstm_direction
+from nblstm.engine.packing import pack_direction
 
 from .documents import ROOT, replace_part
 
@@ -92,7 +92,7 @@ def planned(case: Case, threads: int) -> float:
     for layer in range(case.layers):
         shapes = {name.partition("_l")[0]: shape for name, shape in case.matrices() if name.endswith(f"_l{layer}")}
         w_ih, w_hh = (np.zeros(shapes[name], case.dtype) for name in ("weight_ih", "weight_hh"))
-        weights = pack_lstm_direction(w_ih, w_hh, None, None, None)
+        weights = pack_direction(CELLS[case.cell], w_ih, w_hh, None, None, None)
         chosen = plan.choose(weights, case.directions, case.steps, case.batch, threads)
         total += plan.estimate(chosen, weights, case.directions, case.steps, case.batch)
     return total * 1e-9

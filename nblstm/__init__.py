@@ -7,8 +7,10 @@
 (10, 1, 8)
 """
 
-from nblstm.layers.cells import LSTMCell
+from nblstm.layers.cells import GRUCell, LSTMCell, RNNCell
+from nblstm.layers.gru import GRU
 from nblstm.layers.lstm import LSTM
+from nblstm.layers.rnn import RNN
 from nblstm.sequences import (
     PackedSequence,
     pack_padded_sequence,
@@ -24,9 +26,13 @@ from nblstm.weights.files import load, save
 __version__ = "0.1.0"
 
 __all__ = [
+    "GRU",
     "LSTM",
+    "RNN",
+    "GRUCell",
     "LSTMCell",
     "PackedSequence",
+    "RNNCell",
     "get_num_threads",
     "load",
     "num_threads",

@@ -8,15 +8,16 @@ import pytest
 
 import nblstm
 from nblstm.engine.jobs import fill_jobs, job_template
-from nblstm.engine.packing import DirectionWeights, pack_lstm_direction
+from nblstm.engine.packing import DirectionWeights, pack_direction
 from nblstm.engine.plan import Plan, _rows_at_peak, choose, estimate
 from nblstm.engine.workspace import workspace_of
+from nblstm.kernels import cells
 from nblstm.kernels.job import JOB, ROWS, UNITS
 
 
 def weights(size: int) -> DirectionWeights:
     w = np.zeros((4 * size, size), np.float32)
-    return pack_lstm_direction(w, w, None, None, None)
+    return pack_direction(cells.LSTM, w, w, None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -59,15 +60,23 @@ def test_the_fields_of_a_job_get_what_they_are_named_for():
     h, c = np.zeros((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32)
     tables = [np.zeros(3, np.int64) for _ in range(4)]
     template = job_template(layer, 3, 3, 1)
-    records = fill_jobs(template, x, y, h, c, tables, False, 1 << 20).view(JOB)[:, 0]
+    kept = np.zeros((3, 3, 2, 5, 8), np.float32)
+    records = fill_jobs(template, x, y, (h, c), kept, tables, False, 1 << 20).view(JOB)[:, 0]
     first, second = ({name: int(record[name]) for name in JOB.names} for record in records)
-    places = {"x": x, "y": y, "h_n": h, "c_n": c}
+    places = {"x": x, "y": y, "kept": kept, "h_n": h, "c_n": c}
     places |= dict(zip(("starts", "batch_sizes", "x_rows", "state_rows"), tables, strict=True))
     assert {name: first[name] for name in places} == {name: array.ctypes.data for name, array in places.items()}
-    strides = {"x_step": 48, "x_row": -8, "x_item": 2, "y_step": 48, "y_row": 16}
+    strides = {"x_step": 48, "x_row": -8, "x_item": 2, "y_step": 48, "y_row": 16, "kept_step": 240, "kept_row": 80}
     assert {name: first[name] for name in strides} == strides
     assert (first["reverse"], first["workspace"], first["steps"], first["rows"]) == (0, 1 << 20, 3, 3)
-    moved = {"reverse": 1, "workspace": 4 * template.workspace, "y": 8 * 4, "h_n": 3 * 8 * 4, "c_n": 3 * 8 * 4}
+    moved = {
+        "reverse": 1,
+        "workspace": 4 * template.workspace,
+        "y": 8 * 4,
+        "kept": 40 * 4,
+        "h_n": 3 * 8 * 4,
+        "c_n": 3 * 8 * 4,
+    }
     assert {name: second[name] - first[name] for name in JOB.names if second[name] != first[name]} == {
         **moved,
         **{name: second[name] - first[name] for name in ("input_weights", "bias", "recurrent_weights")},

@@ -6,7 +6,7 @@ A record has forty fields; choosing a plan and filling them anew took three quar
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,13 +58,17 @@ def _make_template(layer: list[DirectionWeights], plan: Plan, steps: int, rows: 
             "inputs": weights.inputs,
             "units": weights.units,
             "outputs": weights.outputs,
+            "cell": weights.cell.code,
+            "gates": weights.cell.gates,
             "unit_blocks": weights.unit_blocks,
+            "unit_group": weights.unit_group,
             "split": plan.split,
             "parts": plan.parts,
             "stages": stages,
             "input_weights": address_of(weights.input_panels),
             "bias": address_of(weights.bias),
             "recurrent_weights": address_of(weights.recurrent_panels),
+            "recurrent_bias": 0 if weights.recurrent_bias is None else address_of(weights.recurrent_bias),
             "projection_weights": 0 if weights.projection_panels is None else address_of(weights.projection_panels),
             **workspace._asdict(),
         }
@@ -77,8 +81,8 @@ def fill_jobs(
     template: JobTemplate,
     x: Array,
     y: Array,
-    h: Array,
-    c: Array,
+    states: Sequence[Array],
+    kept: Array | None,
     tables: Iterable[Array | None],
     packed: bool,
     workspace: int,
@@ -86,7 +90,8 @@ def fill_jobs(
     """Return the jobs of a call: each direction has its part of the workspace, of y's last axis and of the states.
 
     x, y       (T, B, I) and (T, B, D*P), or (N, I) and (N, D*P) if packed
-    h, c       (D, B, P) and (D, B, H), contiguous
+    states     (D, B, P) and, where there is a cell state, (D, B, H); contiguous
+    kept       (T, B, D, slots, units of whole vectors), or (N, D, ...) if packed, contiguous; or None
     tables     starts, batch_sizes, x_rows, state_rows: int64, or None
     workspace  address of D * template.workspace elements
     """
@@ -98,7 +103,12 @@ def fill_jobs(
     x_steps = [stride // item for stride in x_strides]
     y_steps = [stride // item for stride in y_strides[:2]]
     table_addresses = [0 if table is None else address_of(table) for table in tables]
-    x_address, y_address, h_address, c_address = address_of(x), address_of(y), address_of(h), address_of(c)
+    x_address, y_address = address_of(x), address_of(y)
+    kept_address, kept_size, kept_steps = 0, 0, (0, 0)
+    if kept is not None:
+        kept_address, kept_size, row = address_of(kept), kept.strides[-3], kept.strides[-4] // item
+        kept_steps = (row, row) if packed else (kept.strides[0] // item, row)
+    state_addresses = [(address_of(state), state.strides[0]) for state in states] + [(0, 0)] * (2 - len(states))
     for direction in range(len(records)):
         _CALL_FIELDS.pack_into(
             records,  # type: ignore[arg-type]
@@ -107,10 +117,11 @@ def fill_jobs(
             workspace + direction * template.workspace * item,
             x_address,
             *x_steps,
-            y_address + direction * h.shape[2] * item,
+            y_address + direction * states[0].shape[2] * item,
             *y_steps,
+            kept_address + direction * kept_size,
+            *kept_steps,
             *table_addresses,
-            h_address + direction * h.strides[0],
-            c_address + direction * c.strides[0],
+            *(address + direction * size for address, size in state_addresses),
         )
     return records

@@ -1,12 +1,13 @@
 """Weights as the kernels read them: panels of the register tile.
 
 The gates of a unit must meet in the same tile's rows, so outputs are ordered by unit blocks of one vector each:
-vector number ``block * 4 + gate`` holds that gate of units ``block * lanes ... block * lanes + lanes - 1``. Units are
-padded to whole vectors with zero weights, whose results are never read.
+vector number ``block * gates + gate`` holds that gate of units ``block * lanes ... block * lanes + lanes - 1``. Units
+are padded to whole vectors with zero weights, whose results are never read.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nblstm.arrays import Array, address_of
-from nblstm.kernels.cells import LSTM_GATES
+from nblstm.kernels.cells import Cell
 from nblstm.kernels.policy import LINE, lanes
 from nblstm.kernels.tile import PANEL_VECTORS
 
@@ -31,6 +32,7 @@ def aligned_empty(count: int, dtype: npt.DTypeLike) -> Array:
 class DirectionWeights:
     """One layer and direction, packed. Sizes: I input features, H units, P outputs (P = H without projection)."""
 
+    cell: Cell
     inputs: int
     units: int
     outputs: int
@@ -38,6 +40,7 @@ class DirectionWeights:
     input_panels: Array
     bias: Array
     recurrent_panels: Array
+    recurrent_bias: Array | None  # for recurrent sums that stay apart
     projection_panels: Array | None
     # What `nblstm.engine.jobs` has worked out for calls of some sizes; forgotten with the weights.
     job_templates: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -47,38 +50,65 @@ class DirectionWeights:
         """Return how many vectors hold one gate of all units."""
         return -(-self.units // lanes(self.dtype.itemsize))
 
+    @property
+    def unit_group(self) -> int:
+        """Return the number of unit blocks whose gates fill whole panels: slices of units are whole groups."""
+        return PANEL_VECTORS // math.gcd(self.cell.gates, PANEL_VECTORS)
 
-def pack_lstm_direction(
-    w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None, w_hr: Array | None
+    @property
+    def unit_groups(self) -> int:
+        """Return how many such groups there are; the last one may have fewer blocks."""
+        return -(-self.unit_blocks // self.unit_group)
+
+    @property
+    def state_sizes(self) -> tuple[int, ...]:
+        """Return the last axis of each state: P of h and, where there is one, H of c."""
+        return (self.outputs, self.units) if self.cell.has_cell_state else (self.outputs,)
+
+    @property
+    def kept_slots(self) -> int:
+        """Return how many numbers of a unit and step are kept on request: gates, the recurrent sum apart, and c."""
+        return self.cell.gates + self.cell.apart + self.cell.has_cell_state
+
+
+def pack_direction(
+    cell: Cell, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None, w_hr: Array | None = None
 ) -> DirectionWeights:
-    """Pack torch's arrays of one layer and direction: (4H, I), (4H, P), (4H,) or None twice, (P, H) or None.
+    """Pack torch's arrays of one layer and direction: (G*H, I), (G*H, P), (G*H,) or None twice, (P, H) or None.
 
-    Gate order i, f, g, o. b_ih + b_hh is rounded once, here.
+    G gates in torch's order. b_ih + b_hh is rounded once, here, but for a last gate whose recurrent sum stays apart.
     """
-    dtype = w_ih.dtype
-    units = w_hh.shape[0] // LSTM_GATES
+    dtype, gates = w_ih.dtype, cell.gates
+    units = w_hh.shape[0] // gates
+    recurrent_bias = None
     bias = np.zeros(w_hh.shape[0], dtype) if b_ih is None or b_hh is None else b_ih + b_hh
+    if cell.apart:
+        recurrent_bias, last = np.zeros_like(bias), slice(units * (gates - 1), None)
+        if b_ih is not None and b_hh is not None:
+            bias[last], recurrent_bias[last] = b_ih[last], b_hh[last]
     return DirectionWeights(
+        cell=cell,
         inputs=w_ih.shape[1],
         units=units,
         outputs=w_hh.shape[1],
         dtype=dtype,
-        input_panels=_panels(_by_unit_block(w_ih, units)),
-        bias=_panels(_by_unit_block(bias[:, None], units)),
-        recurrent_panels=_panels(_by_unit_block(w_hh, units)),
+        input_panels=_panels(_by_unit_block(w_ih, gates)),
+        bias=_panels(_by_unit_block(bias[:, None], gates)),
+        recurrent_panels=_panels(_by_unit_block(w_hh, gates)),
+        recurrent_bias=None if recurrent_bias is None else _panels(_by_unit_block(recurrent_bias[:, None], gates)),
         projection_panels=None if w_hr is None else _panels(w_hr),
     )
 
 
-def _by_unit_block(weights: Array, units: int) -> Array:
+def _by_unit_block(weights: Array, gates: int) -> Array:
     """Order rows (gate, unit) as (unit block, gate, lane), with zero rows for the padded units."""
-    terms = weights.shape[1]
+    rows, terms = weights.shape
     width = lanes(weights.dtype.itemsize)
-    blocks = -(-units // width)
-    padded = np.zeros((LSTM_GATES, blocks * width, terms), weights.dtype)
-    padded[:, :units] = weights.reshape(LSTM_GATES, units, terms)
-    by_block = padded.reshape(LSTM_GATES, blocks, width, terms).swapaxes(0, 1)
-    return by_block.reshape(LSTM_GATES * blocks * width, terms)
+    blocks = -(-(rows // gates) // width)
+    padded = np.zeros((gates, blocks * width, terms), weights.dtype)
+    padded[:, : rows // gates] = weights.reshape(gates, rows // gates, terms)
+    by_block = padded.reshape(gates, blocks, width, terms).swapaxes(0, 1)
+    return by_block.reshape(gates * blocks * width, terms)
 
 
 def _panels(weights: Array) -> Array:

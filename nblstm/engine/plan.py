@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from nblstm.engine.packing import DirectionWeights
-from nblstm.kernels.cells import LSTM_GATES
 from nblstm.kernels.job import ROWS, UNITS
 from nblstm.kernels.policy import lanes
 from nblstm.kernels.tile import ROWS as TILE_ROWS
@@ -32,8 +31,8 @@ _MEET_PER_PART = 50.0  # each one more to wait for: a cache line's way from anot
 _FLOPS_PER_LANE = 12.0
 _WEIGHT_BYTES = 66.0
 _NOT_HIDDEN = 0.07  # of the time to read the weights, while multiplying takes longer
-# A vector of units of a row: 21 for the cell, the rest for the beginnings and ends of tiles, and for copies.
-_VECTOR_OF_UNITS = 35.0
+# A vector of a gate of a row: for an LSTM 21 / 4 for the cell, the rest for the ends of tiles, and for copies.
+_VECTOR_OF_GATE = 35.0 / 4
 # Share of its peak that a tile of 1, 2, ... rows reaches.
 _TILE_SHARE = (1.0, 0.7, 0.88, 0.95, 0.96, 0.97, 1.0)
 # From this many rows on, a step's input is projected within the step, if its weights stay in the cache from step to
@@ -76,7 +75,7 @@ def _parallel_plans(weights: DirectionWeights, directions: int, rows: int, threa
         yield Plan(ROWS, 1, min(directions, threads))
     while threads > 1:
         for count in sorted({threads, threads // directions} - {0}):
-            for split, whole in ((ROWS, rows), (UNITS, weights.unit_blocks)):
+            for split, whole in ((ROWS, rows), (UNITS, weights.unit_groups)):
                 largest = -(-whole // count)
                 parts = -(-whole // largest)  # no more than it takes for none to be larger
                 if parts > 1:
@@ -90,7 +89,7 @@ def estimate(plan: Plan, weights: DirectionWeights, directions: int, steps: int,
     if plan.split == ROWS:
         step = _step_estimate(weights, -(-rows // plan.parts), weights.unit_blocks)
     else:
-        step = _step_estimate(weights, rows, -(-weights.unit_blocks // plan.parts))
+        step = _step_estimate(weights, rows, -(-weights.unit_groups // plan.parts) * weights.unit_group)
     meetings = 0 if plan.split == ROWS else 1 if weights.projection_panels is None else 2
     meet = _MEET + rows * _MEET_PER_ROW + max(0, plan.parts - 2) * _MEET_PER_PART
     launch = _LAUNCH if plan.threads > 1 else 0.0
@@ -99,16 +98,16 @@ def estimate(plan: Plan, weights: DirectionWeights, directions: int, steps: int,
 
 def _step_estimate(weights: DirectionWeights, rows: int, blocks: int) -> float:
     """Return the estimated time of one step of a slice of `rows` rows and `blocks` unit blocks, in nanoseconds."""
-    width = lanes(weights.dtype.itemsize)
+    width, gates = lanes(weights.dtype.itemsize), weights.cell.gates
     units = blocks * width
-    terms = weights.outputs + (weights.outputs / LSTM_GATES if weights.projection_panels is not None else 0.0)
-    recurrent = LSTM_GATES * units * terms
-    projected = LSTM_GATES * units * weights.inputs
+    terms = weights.outputs + (weights.outputs / gates if weights.projection_panels is not None else 0.0)
+    recurrent = gates * units * terms
+    projected = gates * units * weights.inputs
     rate = _FLOPS_PER_LANE * width
     multiply = 2 * _rows_at_peak(rows) * recurrent / rate
     read = recurrent * weights.dtype.itemsize / _WEIGHT_BYTES
     recur = max(multiply + _NOT_HIDDEN * read, read)
-    return _STEP + recur + 2 * rows * projected / rate + rows * blocks * _VECTOR_OF_UNITS
+    return _STEP + recur + 2 * rows * projected / rate + rows * blocks * gates * _VECTOR_OF_GATE
 
 
 def _rows_at_peak(rows: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,8 @@ from nblstm.engine.packing import DirectionWeights
 from nblstm.kernels import team
 from nblstm.kernels.dropout import drop_units
 from nblstm.kernels.job import ROWS
-from nblstm.kernels.policy import LINE
-from nblstm.kernels.recurrence import lstm_float32, lstm_float64
+from nblstm.kernels.policy import LINE, lanes
+from nblstm.kernels.recurrence import recurrence_float32, recurrence_float64
 
 # Bytes of output that one layer hands to the next at once: the most that lies between two layers, however long T is.
 _CHUNK_BYTES = 1 << 21
@@ -48,51 +48,88 @@ class Dropout(NamedTuple):
     call: int
 
 
-def run_lstm(
+class LayerRecord(NamedTuple):
+    """What a layer went through, at every step: for `trace`, and for gradients.
+
+    h     (T, B, D*P), or (N, D*P) if packed: its output, before dropout
+    kept  (T, B, D, slots, units), or (N, D, slots, units): the gates in their order, then the recurrent sum of the last
+          one where it stays apart, then c where there is one; units are padded to whole vectors
+    """
+
+    h: Array
+    kept: Array
+
+
+def new_records(weights: list[list[DirectionWeights]], y: Array) -> list[LayerRecord]:
+    """Return empty records for a call with the output `y`, which becomes the h of the last layer."""
+    records = []
+    for layer in weights:
+        first = layer[0]
+        units = first.unit_blocks * lanes(first.dtype.itemsize)
+        kept = np.zeros((*y.shape[:-1], len(layer), first.kept_slots, units), first.dtype)
+        records.append(LayerRecord(y if layer is weights[-1] else np.zeros(y.shape, first.dtype), kept))
+    return records
+
+
+def run_layers(
     weights: list[list[DirectionWeights]],
     x: Array,
     layout: SequenceLayout,
-    h_0: Array | None,
-    c_0: Array | None,
+    initial: Sequence[Array | None],
     y: Array,
     dropout: Dropout | None = None,
-) -> tuple[Array, Array]:
-    """Run all layers; write the output to `y` and return fresh h_n (L*D, B, P) and c_n (L*D, B, H).
+    records: list[LayerRecord] | None = None,
+) -> tuple[Array, ...]:
+    """Run all layers; write the output to `y`; return h_n (L*D, B, P) and, of an LSTM, c_n (L*D, B, H).
 
-    weights   [layer][direction]
-    x         (T, B, I), any strides, or (N, I) if packed; not written
-    h_0, c_0  (L*D, B, P) and (L*D, B, H), any strides, not written; None: zeros
-    y         (T, B, D*P) with unit stride in the last axis, or (N, D*P) if packed; positions beyond a row's length
-              are set to zero
+    weights  [layer][direction]
+    x        (T, B, I), any strides, or (N, I) if packed; not written
+    initial  h_0 and, of an LSTM, c_0, shaped like the last states, any strides, not written; None: zeros
+    y        (T, B, D*P) with unit stride in the last axis, or (N, D*P) if packed; positions beyond a row's length
+             are set to zero
+    records  from `new_records` for this y: filled
 
     All arrays of the weights' dtype. The caller has validated everything.
     """
-    first = weights[0][0]
-    directions = len(weights[0])
-    count = len(weights) * directions
-    h_n = _state(h_0, (count, layout.batch, first.outputs), first.dtype)
-    c_n = _state(c_0, (count, layout.batch, first.units), first.dtype)
+    first, directions = weights[0][0], len(weights[0])
+    sizes = zip(initial, first.state_sizes, strict=True)
+    states = tuple(_state(s, (len(weights) * directions, layout.batch, size), first.dtype) for s, size in sizes)
     if layout.batch == 0:
-        return h_n, c_n
+        return states
     if layout.rows is not None and layout.batch_sizes is not None:
         y[...] = 0
         longest = int(np.count_nonzero(layout.batch_sizes))
-        layout, x, y = _part(layout, x, y, 0, longest)
-    chunks = _chunks(layout, y) if len(weights) > 1 and directions == 1 else [(0, layout.steps)]
-    for begin, end in chunks:
-        part, x_part, y_part = layout, x, y
-        if end - begin < layout.steps:
-            part, x_part, y_part = _part(layout, x, y, begin, end)
-        source = x_part
-        for number, layer in enumerate(weights):
-            last = number == len(weights) - 1
-            target = y_part if last else np.empty(y_part.shape, first.dtype)
-            states = slice(number * directions, (number + 1) * directions)
-            _run_layer(layer, source, part, h_n[states], c_n[states], target)
-            if dropout is not None and dropout.p > 0.0 and not last:
-                _drop(target, part, begin, number, dropout)
-            source = target
-    return h_n, c_n
+        layout, cut = _part(layout, 0, longest)
+        x, y, records = x[cut], y[cut], _cut(records, cut)
+    whole = len(weights) == 1 or directions > 1
+    for begin, end in [(0, layout.steps)] if whole else _chunks(layout, y):
+        part, cut = _part(layout, begin, end)
+        _run_part(weights, x[cut], part, begin, states, y[cut], dropout, _cut(records, cut))
+    return states
+
+
+def _run_part(
+    weights: list[list[DirectionWeights]],
+    x: Array,
+    layout: SequenceLayout,
+    first_step: int,
+    states: Sequence[Array],
+    y: Array,
+    dropout: Dropout | None,
+    records: list[LayerRecord] | None,
+) -> None:
+    """Run all layers over steps that begin with `first_step` of the call; `states` go from initial to final."""
+    directions = len(weights[0])
+    for number, layer in enumerate(weights):
+        last = number == len(weights) - 1
+        record = None if records is None else records[number]
+        target = y if last else np.empty(y.shape, y.dtype) if record is None else record.h
+        own = slice(number * directions, (number + 1) * directions)
+        _run_layer(layer, x, layout, [state[own] for state in states], target, None if record is None else record.kept)
+        if dropout is not None and dropout.p > 0.0 and not last:
+            target = target if record is None else target.copy()
+            _drop(target, layout, first_step, number, dropout)
+        x = target
 
 
 def _state(initial: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -107,16 +144,21 @@ def _chunks(layout: SequenceLayout, y: Array) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + length, layout.steps)
 
 
-def _part(layout: SequenceLayout, x: Array, y: Array, begin: int, end: int) -> tuple[SequenceLayout, Array, Array]:
-    """Return the layout and the views of x and y for steps [begin, end)."""
+def _part(layout: SequenceLayout, begin: int, end: int) -> tuple[SequenceLayout, slice]:
+    """Return the layout of steps [begin, end), and where they lie along the first axis of x and y."""
+    if end - begin == layout.steps:
+        return layout, slice(None)
     sizes = layout.batch_sizes
     part = layout._replace(steps=end - begin)
     if sizes is not None:
         part = part._replace(batch_sizes=sizes[begin:end], batch=int(sizes[begin]))
     if not layout.packed or sizes is None:
-        return part, x[begin:end], y[begin:end]
-    first, last = int(sizes[:begin].sum()), int(sizes[:end].sum())
-    return part, x[first:last], y[first:last]
+        return part, slice(begin, end)
+    return part, slice(int(sizes[:begin].sum()), int(sizes[:end].sum()))
+
+
+def _cut(records: list[LayerRecord] | None, steps: slice) -> list[LayerRecord] | None:
+    return None if records is None else [LayerRecord(h[steps], kept[steps]) for h, kept in records]
 
 
 def _drop(y: Array, layout: SequenceLayout, first_step: int, layer: int, dropout: Dropout) -> None:
@@ -138,8 +180,15 @@ def _drop(y: Array, layout: SequenceLayout, first_step: int, layer: int, dropout
     drop_units(flat, steps, rows, first_step, seed, call, layer, threshold, scale)
 
 
-def _run_layer(layer: list[DirectionWeights], x: Array, layout: SequenceLayout, h: Array, c: Array, y: Array) -> None:
-    """Run one layer in all its directions; h (D, B, P) and c (D, B, H) go from initial to final."""
+def _run_layer(
+    layer: list[DirectionWeights],
+    x: Array,
+    layout: SequenceLayout,
+    states: Sequence[Array],
+    y: Array,
+    kept: Array | None,
+) -> None:
+    """Run one layer in all its directions; the states, (D, B, size) each, go from initial to final."""
     first = layer[0]
     template = job_template(layer, layout.steps, layout.batch, threads.get_num_threads())
     if template.plan.threads > 1 and threads.usable() < template.plan.threads:
@@ -150,7 +199,7 @@ def _run_layer(layer: list[DirectionWeights], x: Array, layout: SequenceLayout, 
     sizes = layout.batch_sizes
     starts = np.cumsum(sizes) - sizes if layout.packed and sizes is not None else None
     tables = starts, sizes, layout.rows, layout.states
-    jobs = fill_jobs(template, x, y, h, c, tables, layout.packed, workspace)
+    jobs = fill_jobs(template, x, y, states, kept, tables, layout.packed, workspace)
     steps = 1 if plan.split == ROWS else template.stages
-    worker = lstm_float32 if first.dtype == np.float32 else lstm_float64
+    worker = recurrence_float32 if first.dtype == np.float32 else recurrence_float64
     team.run(worker.address, address_of(jobs), len(layer) * plan.parts, steps, plan.threads)

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 from nblstm.engine.packing import DirectionWeights
 from nblstm.engine.plan import Plan, block_of
-from nblstm.kernels.cells import LSTM_GATES
 from nblstm.kernels.job import ROWS
 from nblstm.kernels.policy import LINE, lanes
-from nblstm.kernels.recurrence import GATES_AT_ONCE
+from nblstm.kernels.recurrence import SUMS_AT_ONCE
 from nblstm.kernels.tile import PANEL_VECTORS
 
 
@@ -17,9 +16,10 @@ class Workspace(NamedTuple):
     """The fields of a job of the same names (nblstm.kernels.job): starts, sizes and strides in elements."""
 
     block: int
-    gates: int
-    gates_size: int
-    products_start: int
+    sums: int
+    sums_size: int
+    recurrent_sums: int
+    products: int
     inputs_block: int
     inputs_block_size: int
     input_stride: int
@@ -38,31 +38,33 @@ def workspace_of(weights: DirectionWeights, plan: Plan, steps: int, rows: int) -
     itemsize = weights.dtype.itemsize
     vector = lanes(itemsize)
     projects = weights.projection_panels is not None
-    slice_rows = -(-rows // plan.parts) if plan.split == ROWS else rows
-    slice_blocks = weights.unit_blocks if plan.split == ROWS else -(-weights.unit_blocks // plan.parts)
-    gates_of_block = LSTM_GATES * vector
-    block = block_of(slice_rows, steps, slice_blocks * gates_of_block * weights.inputs * itemsize)
-    if block > 1:
-        gates = block * slice_rows * slice_blocks * gates_of_block
-    else:
-        gates = max(GATES_AT_ONCE, slice_rows * gates_of_block)
-    products_start = _lines(gates, itemsize)
     panel = PANEL_VECTORS * vector
+    slice_rows = -(-rows // plan.parts) if plan.split == ROWS else rows
+    slice_groups = weights.unit_groups if plan.split == ROWS else -(-weights.unit_groups // plan.parts)
+    group = weights.unit_group * weights.cell.gates * vector  # gates of a group, which are whole panels
+    block = block_of(slice_rows, steps, slice_groups * group * weights.inputs * itemsize)
+    sums_at_once = max(SUMS_AT_ONCE, slice_rows * group)
+    sums = sums_at_once if block == 1 else block * slice_rows * slice_groups * group
+    recurrent_start = _lines(sums, itemsize)
+    recurrent_sums = 0 if weights.recurrent_bias is None else sums_at_once
+    products_start = recurrent_start + _lines(recurrent_sums, itemsize)
     products = slice_rows * -(-weights.outputs // panel) * panel if projects else 0
-    gates_size = products_start + _lines(products, itemsize)
+    sums_size = products_start + _lines(products, itemsize)
     input_stride = _odd_lines(weights.inputs, itemsize)
     c_stride = _odd_lines(weights.unit_blocks * vector, itemsize)
     h_stride = _odd_lines(weights.outputs, itemsize) if projects else c_stride
+    c_size = rows * c_stride if weights.cell.has_cell_state else 0
     inputs_size = block * slice_rows * input_stride
-    inputs_start = plan.parts * gates_size
+    inputs_start = plan.parts * sums_size
     h_start = inputs_start + plan.parts * inputs_size
     c_start = h_start + 2 * rows * h_stride
-    m_start = c_start + rows * c_stride
+    m_start = c_start + c_size
     workspace = Workspace(
         block=block,
-        gates=0,
-        gates_size=gates_size,
-        products_start=products_start,
+        sums=0,
+        sums_size=sums_size,
+        recurrent_sums=recurrent_start,
+        products=products_start,
         inputs_block=inputs_start,
         inputs_block_size=inputs_size,
         input_stride=input_stride,

@@ -25,7 +25,10 @@ FIELDS = (
     "inputs",  # I
     "units",  # H
     "outputs",  # P
+    "cell",  # its code (nblstm.kernels.cells)
+    "gates",  # of a unit
     "unit_blocks",  # H in vectors, rounded up
+    "unit_group",  # unit blocks whose gates fill whole panels: slices of units are whole groups
     "split",  # over ROWS of the batch or over UNITS
     "parts",  # into how many slices
     "stages",  # 1 + T, or 1 + 2 T with a projection
@@ -33,13 +36,15 @@ FIELDS = (
     "input_weights",
     "bias",
     "recurrent_weights",
+    "recurrent_bias",  # 0: recurrent sums are added to those of the input
     "projection_weights",  # 0: no projection
     # Workspace (nblstm.engine.workspace): where each buffer begins, in elements. Every part has a region of its own of
     # the first two; the states are common.
     "block",  # steps whose input is projected at once
-    "gates",
-    "gates_size",
-    "products_start",  # where the products of the projection begin in a region of gates
+    "sums",
+    "sums_size",
+    "recurrent_sums",  # where the sums that stay apart begin in a region of sums
+    "products",  # where the products of the projection begin in it
     "inputs_block",
     "inputs_block_size",
     "input_stride",  # elements from one row of an inputs block to the next
@@ -59,13 +64,18 @@ FIELDS = (
     "y",
     "y_step",
     "y_row",
+    # Where to keep the gates, the last gates' recurrent sums where they stay apart, and c: slots of whole vectors of
+    # units each, at kept + start(t) * kept_step + row * kept_row. 0: nowhere
+    "kept",
+    "kept_step",
+    "kept_row",
     "starts",  # (T,) start(t), 0: start(t) = t
     "batch_sizes",  # (T,) rows alive at a step, never more than at the step before; 0: all
     "x_rows",  # (B,) where the kernel's row r lies in x and y, 0: at r
     "state_rows",  # (B,) where it lies in the states, 0: at r
     # States, (B, P) and (B, H) contiguous: initial ones at first, final ones in the end.
     "h_n",
-    "c_n",
+    "c_n",  # 0: no cell state
 )
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
 

@@ -49,6 +49,13 @@ def panel_width(like):
     return PANEL_VECTORS * lanes_of(like)
 
 
+@function
+def panel_vector(panels, vector, row):
+    """Return where vector number `vector` of a row begins in the array."""
+    panel, place = vector // PANEL_VECTORS, vector % PANEL_VECTORS
+    return panels.start + panel * panels.stride + row * panels.row_stride + place * lanes_of(panels.array)
+
+
 @inlined
 def _multiply_tile(rows, panels, row, panel, terms, chain, a, weights, addend, product):
     """Do one tile: rows [row, row + rows) and panels [panel, panel + panels)."""

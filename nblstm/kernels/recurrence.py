@@ -1,15 +1,15 @@
-"""The LSTM through time: one worker that does a slice of a layer and direction, whole or step by step.
+"""A recurrent layer through time: one worker that does a slice of a layer and direction, whole or step by step.
 
 A slice is a range of rows of the batch, which runs through all steps on its own, or a range of hidden units, which
 meets the other slices after every step. Serial execution is one slice of all rows. For each block of steps
 
-    gates[s, r] = bias + x[t, r] W_ih            as one product of many rows
-    gates[s, r] += h[t - 1, r] W_hh              step by step
-    h[t, r], c[t, r] = cell(gates[s, r], c[t - 1, r])
+    sums[s, r] = bias + x[t, r] W_ih             as one product of many rows
+    sums[s, r] += h[t - 1, r] W_hh               step by step
+    h[t, r], c[t, r] = cell(sums[s, r], h[t - 1, r], c[t - 1, r])
 
-so that W_ih is read once a block and the workspace does not grow with T. Rows are sorted by length, longest first:
-those alive at a step are a prefix. The order of each sum depends on how many terms it has, on nothing else
-(nblstm.kernels.tile).
+so that W_ih is read once a block and the workspace does not grow with T. A cell may want the recurrent sums apart
+(nblstm.kernels.cells). Rows are sorted by length, longest first: those alive at a step are a prefix. The order of each
+sum depends on how many terms it has, on nothing else (nblstm.kernels.tile).
 
 Every buffer is described in nblstm.kernels.job. Workers may run at the same time on different slices.
 """
@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from nblstm.kernels.cells import LSTM_GATES, lstm_cell_state, lstm_hidden_state
+from nblstm.kernels.cells import apply_cell
 from nblstm.kernels.job import JOB, ROWS, UNITS, job_at
-from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
+from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_vector, panel_width
 from nblstm.kernels.policy import LINE, function, inlined, worker
 from nblstm.kernels.simd import array_at, fetch_ahead, lanes_of, load, store
 from nblstm.kernels.tile import PANEL_VECTORS
 
 _JOB_SIZE = JOB.itemsize
-# Elements of gates handled at once between product and cell: 16 KB of float32, half of a first-level cache.
-GATES_AT_ONCE = 4096
+# Elements of sums handled at once between product and cell: 16 KB of float32, half of a first-level cache.
+SUMS_AT_ONCE = 4096
 _FETCH_BYTES = 16384
 # Numba compiles a function anew for every literal it is called with; these are numbers like any other.
 _ZERO, _ONE = np.int64(0), np.int64(1)
@@ -95,9 +95,9 @@ def _fetch(state, rows, columns):
 
 
 @function
-def _panels_of(blocks):
-    """Return how many panels the gates of `blocks` unit blocks fill."""
-    return blocks * LSTM_GATES // PANEL_VECTORS
+def _panels_of(blocks, gates):
+    """Return how many panels the gates of the first `blocks` unit blocks fill, the last one perhaps in part."""
+    return (blocks * gates + PANEL_VECTORS - 1) // PANEL_VECTORS
 
 
 @function
@@ -120,39 +120,6 @@ def _gather_inputs(job, first, last, first_row, last_row, inputs):
                     inputs[into + i] = array_at(source + i * job.x_item * inputs.itemsize, 1, inputs)[0]
             slot += 1
     return slot
-
-
-@function
-def _gate(gates, vector, row):
-    """Return vector number `vector` (unit block * gates + gate) of the gates' sums of a row."""
-    panel, place = vector // PANEL_VECTORS, vector % PANEL_VECTORS
-    start = gates.start + panel * gates.stride + row * gates.row_stride
-    return load(gates.array, start + place * lanes_of(gates.array))
-
-
-@function
-def _apply_cell(gates, first_block, last_block, rows, c, h):
-    """Take the gates' sums of `rows` rows to h and c, for unit blocks [first_block, last_block).
-
-    gates  in     Panels
-    c      inout  Rows
-    h      out    Rows; all whole vectors, so up to the padding beyond unit H
-    """
-    lanes = lanes_of(h.array)
-    # Two passes: in one, the 150 cycles from the gates over c to h are longer than the CPU can look ahead to the next
-    # vector, which takes 30 ns then; 21 ns in two.
-    for block in range(first_block, last_block):
-        i = block * LSTM_GATES
-        for row in range(rows):
-            c_place = c.start + row * c.stride + block * lanes
-            c_before = load(c.array, c_place)
-            c_next = lstm_cell_state(_gate(gates, i, row), _gate(gates, i + 1, row), _gate(gates, i + 2, row), c_before)
-            store(c.array, c_place, c_next)
-    for block in range(first_block, last_block):
-        o = block * LSTM_GATES + 3
-        for row in range(rows):
-            c_next = load(c.array, c.start + row * c.stride + block * lanes)
-            store(h.array, h.start + row * h.stride + block * lanes, lstm_hidden_state(_gate(gates, o, row), c_next))
 
 
 @function
@@ -181,6 +148,31 @@ def _keep_final(job, s, first_row, last_row, state, target, columns, first, last
 
 
 @function
+def _keep(job, t, first_row, rows, first_block, last_block, sums, recurrent_sums, c):
+    """Write the gates, the recurrent sums that stayed apart, and c to the slots of step t.
+
+    sums, recurrent_sums  in  Panels, and c  in  Rows: as the cell left them
+    """
+    lanes, gates = lanes_of(sums.array), job.gates
+    size = job.unit_blocks * lanes
+    apart = 0 if job.recurrent_bias == 0 else 1
+    slots = gates + apart + (0 if job.c_n == 0 else 1)
+    start = _entry_of(job.starts, t) * job.kept_step
+    for row in range(rows):
+        place = start + _entry_of(job.x_rows, first_row + row) * job.kept_row
+        kept = array_at(job.kept + place * sums.array.itemsize, slots * size, sums.array)
+        for block in range(first_block, last_block):
+            for gate in range(gates):
+                value = load(sums.array, panel_vector(sums, block * gates + gate, row))
+                store(kept, gate * size + block * lanes, value)
+            if apart:
+                value = load(recurrent_sums.array, panel_vector(recurrent_sums, block * gates + gates - 1, row))
+                store(kept, gates * size + block * lanes, value)
+            if job.c_n != 0:
+                store(kept, (slots - 1) * size + block * lanes, load(c.array, c.start + row * c.stride + block * lanes))
+
+
+@function
 def _set_initial(job, initial, columns, first_row, last_row, state):
     """Set rows [first_row, last_row) of the state of the whole batch to those at `initial`; padding to zeros.
 
@@ -200,18 +192,19 @@ def _begin(job, first_row, last_row, h, c):
     for buffer in range(2):
         rows = Rows(h, buffer * job.rows * job.h_stride, job.h_stride)
         _set_initial(job, job.h_n, job.outputs, first_row, last_row, rows)
-    _set_initial(job, job.c_n, job.units, first_row, last_row, Rows(c, _ZERO, job.c_stride))
+    if job.c_n != 0:
+        _set_initial(job, job.c_n, job.units, first_row, last_row, Rows(c, _ZERO, job.c_stride))
 
 
 @inlined
-def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs, h, c, m):
+def _advance(job, s, first_row, last_row, first_block, last_block, sums, inputs, h, c, m):
     """Do step number s for some rows and unit blocks, up to h, or up to m where a projection follows.
 
-    gates   scratch  where a block has several steps, it carries their projected inputs from the first to the last
+    sums    scratch  where a block has several steps, it carries their projected inputs from the first to the last
     inputs  scratch  (block * rows, input_stride)
     h       inout    (2, B, h_stride): reads buffer s % 2, writes the other
-    c       inout    (B, c_stride)
-    m       out      (B, c_stride), written where there is a projection; else not touched
+    c       inout    (B, c_stride), where there is a cell state; else not touched
+    m       out      (B, c_stride), where there is a projection; else not touched
     """
     lanes, width = lanes_of(h), panel_width(h)
     input_weights, bias = array_at(job.input_weights, 1, h), Panels(array_at(job.bias, 1, h), _ZERO, width, _ZERO)
@@ -219,7 +212,7 @@ def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs
     t = _step_of(job, s)
     alive = _alive(job, t, first_row, last_row)
     rows = alive - first_row
-    first_panel, last_panel = _panels_of(first_block), _panels_of(last_block)
+    first_panel, last_panel = _panels_of(first_block, job.gates), _panels_of(last_block, job.gates)
     panel_stride = (job.block * (last_row - first_row) if job.block > 1 else rows) * width
     begins = s - s % job.block
     x = Rows(inputs, _ZERO, job.input_stride)
@@ -227,7 +220,7 @@ def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs
         ends = min(begins + job.block, job.steps)
         slots = _gather_inputs(job, begins, ends, first_row, last_row, inputs)
         if job.block > 1:
-            projected = Panels(gates, -first_panel * panel_stride, panel_stride, width)
+            projected = Panels(sums, -first_panel * panel_stride, panel_stride, width)
             multiply_add(slots, job.inputs, x, input_weights, first_panel, last_panel, bias, projected, False)
     h_before = Rows(h, ((s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
     h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
@@ -236,33 +229,41 @@ def _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs
     if job.split == UNITS:
         _fetch(h_before, rows, job.outputs)
     slot = _slots_before(job, begins, s, first_row, last_row)
-    blocks_at_once = max(1, GATES_AT_ONCE // (LSTM_GATES * lanes * max(rows, 1)))
-    groups = (last_block - first_block + blocks_at_once - 1) // blocks_at_once
+    groups_at_once = max(1, SUMS_AT_ONCE // (job.gates * job.unit_group * lanes * max(rows, 1)))
+    blocks_at_once = groups_at_once * job.unit_group
+    turns = (last_block - first_block + blocks_at_once - 1) // blocks_at_once
     # To and fro on alternate steps: the weights that end a step are still in the cache when the next one begins.
     back = s % 2 == 1
-    for n in range(groups):
-        block = first_block + (groups - 1 - n if back else n) * blocks_at_once
+    for n in range(turns):
+        block = first_block + (turns - 1 - n if back else n) * blocks_at_once
         end_block = min(block + blocks_at_once, last_block)
-        panel, end_panel = _panels_of(block), _panels_of(end_block)
-        # With one step a block, the gates of a few unit blocks fit the cache and are used before the next ones come.
+        panel, end_panel = _panels_of(block, job.gates), _panels_of(end_block, job.gates)
+        # With one step a block, the sums of a few unit blocks fit the cache and are used before the next ones come.
         origin = first_panel if job.block > 1 else panel
-        sums = Panels(gates, slot * width - origin * panel_stride, panel_stride, width)
+        gates = Panels(sums, slot * width - origin * panel_stride, panel_stride, width)
         if job.block == 1:
-            multiply_add(rows, job.inputs, x, input_weights, panel, end_panel, bias, sums, back)
-        multiply_add(rows, job.outputs, h_before, recurrent_weights, panel, end_panel, sums, sums, back)
-        _apply_cell(sums, block, end_block, rows, c_rows, out)
+            multiply_add(rows, job.inputs, x, input_weights, panel, end_panel, bias, gates, back)
+        addend = recurrent = gates
+        if job.recurrent_bias != 0:
+            addend = Panels(array_at(job.recurrent_bias, 1, h), _ZERO, width, _ZERO)
+            recurrent = Panels(sums, job.recurrent_sums - panel * rows * width, rows * width, width)
+        multiply_add(rows, job.outputs, h_before, recurrent_weights, panel, end_panel, addend, recurrent, back)
+        apply_cell(job.cell, gates, recurrent, block, end_block, rows, h_before, out, c_rows, job.kept != 0)
+        if job.kept != 0:
+            _keep(job, t, first_row, rows, block, end_block, gates, recurrent, c_rows)
     first, last = first_block * lanes, min(last_block * lanes, job.units)
-    _keep_final(job, s, first_row, last_row, c_rows, job.c_n, job.units, first, last)
+    if job.c_n != 0:
+        _keep_final(job, s, first_row, last_row, c_rows, job.c_n, job.units, first, last)
     if job.projection_weights == 0:
         _emit(job, t, first_row, alive, h_after, first, last)
         _keep_final(job, s, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
 
 
 @inlined
-def _project(job, s, first_row, last_row, first_panel, last_panel, gates, h, m):
+def _project(job, s, first_row, last_row, first_panel, last_panel, sums, h, m):
     """Do the second half of step number s where there is a projection: h = W_hr m, for panels of its outputs.
 
-    gates  scratch  (panels, rows, width) from products_start on: the projected inputs before it are still needed
+    sums  scratch  (panels, rows, width) from `products` on: the projected inputs before it are still needed
     """
     width = panel_width(h)
     t = _step_of(job, s)
@@ -270,8 +271,8 @@ def _project(job, s, first_row, last_row, first_panel, last_panel, gates, h, m):
     rows = alive - first_row
     size = rows * width
     for i in range((last_panel - first_panel) * size):
-        gates[job.products_start + i] = 0
-    products = Panels(gates, job.products_start - first_panel * size, size, width)
+        sums[job.products + i] = 0
+    products = Panels(sums, job.products - first_panel * size, size, width)
     m_rows = Rows(m, first_row * job.c_stride, job.c_stride)
     if job.split == UNITS:
         _fetch(m_rows, rows, job.units)
@@ -282,7 +283,7 @@ def _project(job, s, first_row, last_row, first_panel, last_panel, gates, h, m):
         count = min(width, job.outputs - panel * width)
         for row in range(rows):
             source = products.start + panel * size + row * width
-            _copy(gates, source, h, h_after.start + row * h_after.stride + panel * width, count)
+            _copy(sums, source, h, h_after.start + row * h_after.stride + panel * width, count)
     first, last = first_panel * width, min(last_panel * width, job.outputs)
     _emit(job, t, first_row, alive, h_after, first, last)
     _keep_final(job, s, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
@@ -295,7 +296,7 @@ def _share(count, part, parts):
 
 
 @inlined
-def _lstm_slice(first_job, piece, step, like):
+def _slice(first_job, piece, step, like):
     """Do slice number `piece` of a call: direction piece // parts, part piece % parts.
 
     Stage 0 sets the states; then every step of the sequence is a stage, or two with a projection. A slice of rows goes
@@ -308,7 +309,7 @@ def _lstm_slice(first_job, piece, step, like):
     h = array_at(job.workspace + job.h * item, 2 * job.rows * job.h_stride, like)
     c = array_at(job.workspace + job.c * item, job.rows * job.c_stride, like)
     m = array_at(job.workspace + job.m * item, job.rows * job.c_stride, like)
-    gates = array_at(job.workspace + (job.gates + part * job.gates_size) * item, job.gates_size, like)
+    sums = array_at(job.workspace + (job.sums + part * job.sums_size) * item, job.sums_size, like)
     inputs_start = job.inputs_block + part * job.inputs_block_size
     inputs = array_at(job.workspace + inputs_start * item, job.inputs_block_size, like)
     row_part, row_parts, unit_part, unit_parts = _ZERO, _ONE, part, parts
@@ -317,7 +318,9 @@ def _lstm_slice(first_job, piece, step, like):
         row_part, row_parts, unit_part, unit_parts = part, parts, _ZERO, _ONE
         first_stage, last_stage = _ZERO, job.stages
     first_row, last_row = _share(job.rows, row_part, row_parts)
-    first_block, last_block = _share(job.unit_blocks, unit_part, unit_parts)
+    groups = (job.unit_blocks + job.unit_group - 1) // job.unit_group
+    first_group, last_group = _share(groups, unit_part, unit_parts)
+    first_block, last_block = first_group * job.unit_group, min(last_group * job.unit_group, job.unit_blocks)
     panels = (job.outputs + panel_width(h) - 1) // panel_width(h)
     first_panel, last_panel = _share(panels, unit_part, unit_parts)
     for stage in range(first_stage, last_stage):
@@ -325,19 +328,19 @@ def _lstm_slice(first_job, piece, step, like):
             begin_first, begin_last = _share(job.rows, part, parts)
             _begin(job, begin_first, begin_last, h, c)
         elif job.projection_weights != 0 and stage % 2 == 0:
-            _project(job, stage // 2 - 1, first_row, last_row, first_panel, last_panel, gates, h, m)
+            _project(job, stage // 2 - 1, first_row, last_row, first_panel, last_panel, sums, h, m)
         else:
             s = stage - 1 if job.projection_weights == 0 else stage // 2
-            _advance(job, s, first_row, last_row, first_block, last_block, gates, inputs, h, c, m)
+            _advance(job, s, first_row, last_row, first_block, last_block, sums, inputs, h, c, m)
 
 
 @worker
-def lstm_float32(job, piece, step):
+def recurrence_float32(job, piece, step):
     """The worker for float32."""
-    _lstm_slice(job, piece, step, np.float32(0))
+    _slice(job, piece, step, np.float32(0))
 
 
 @worker
-def lstm_float64(job, piece, step):
+def recurrence_float64(job, piece, step):
     """The worker for float64."""
-    _lstm_slice(job, piece, step, np.float64(0))
+    _slice(job, piece, step, np.float64(0))

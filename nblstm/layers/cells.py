@@ -1,24 +1,109 @@
-"""Single time steps as layers: torch.nn.LSTMCell's constructor, parameters, inputs and outputs."""
+"""Single time steps as layers: torch.nn.LSTMCell, GRUCell and RNNCell with their constructors, inputs and outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from nblstm.arrays import Array
 from nblstm.engine.packing import DirectionWeights
-from nblstm.engine.run import SequenceLayout, run_lstm
+from nblstm.engine.run import SequenceLayout, run_layers
 from nblstm.errors import message
+from nblstm.kernels import cells
 from nblstm.layers import checks
 from nblstm.layers.base import Layer, common_dtype
-from nblstm.layers.lstm import pack_parameters
+from nblstm.layers.recurrent import pack_parameters
+from nblstm.layers.rnn import CELLS
 from nblstm.weights.names import find_cell
 
+Self = TypeVar("Self", bound="RecurrentCell")  # typing.Self needs Python 3.11
 
-class LSTMCell(Layer):
+
+class RecurrentCell(Layer):
+    """What LSTMCell, GRUCell and RNNCell have in common: parameters, and one step of the engine."""
+
+    _CELL: cells.Cell
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        seed: int | None = None,
+    ) -> None:
+        name = type(self).__name__
+        self.input_size = checks.check_integer(name, "input_size", input_size)
+        if input_size < 0:
+            raise ValueError(message(f"{name} input_size", "0 or more", input_size))
+        self.hidden_size = checks.check_size(name, "hidden_size", hidden_size)
+        self.bias = checks.check_flag(name, "bias", bias)
+        rows = self._CELL.gates * hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
+        if bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        self._initialise(shapes, hidden_size, dtype, np.random.SeedSequence(checks.check_seed(name, seed)))
+
+    @classmethod
+    def from_state_dict(
+        cls: type[Self],
+        state_dict: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        dtype: npt.DTypeLike | None = None,
+        **options: Any,
+    ) -> Self:
+        """Build the cell whose parameters are in `state_dict`, as `LSTM.from_state_dict` does for a layer.
+
+        >>> from nblstm import LSTMCell
+        >>> LSTMCell.from_state_dict({"cell." + name: array for name, array in LSTMCell(3, 4).state_dict().items()})
+        LSTMCell(3, 4)
+        """
+        found = find_cell(state_dict, prefix, gates=cls._CELL.gates)
+        dtype = common_dtype(found.parameters) if dtype is None else dtype
+        sizes = found.input_size, found.hidden_size
+        return cls._with_parameters(found.parameters, *sizes, bias=found.bias, dtype=dtype, **options)
+
+    def _step(self, x: Any, hx: Any) -> tuple[Array, ...]:
+        """Return the next states."""
+        weights, name = self._weights, type(self).__name__
+        array = checks.check_array(f"{name} input", x, weights.dtype)
+        batched, unbatched = f"(B, {self.input_size})", f"({self.input_size},)"
+        checks.check_axes(name, "input", array, batched, unbatched)
+        if array.shape[-1] != self.input_size:
+            expected = unbatched if array.ndim == 1 else batched
+            because = f"input_size={self.input_size}"
+            raise RuntimeError(message(f"{name} input", expected, array.shape, because=because))
+        rows = array if array.ndim == 2 else array[None]
+        count = 2 if self._CELL.has_cell_state else 1
+        initial: list[Array] | list[None] = [None] * count if hx is None else self._states(name, hx, count, array)
+        y = np.empty((1, len(rows), self.hidden_size), weights.dtype)
+        states = run_layers(weights.packed(self._pack), rows[None], SequenceLayout(1, len(rows)), initial, y)
+        return tuple(state[0] if array.ndim == 2 else state[0, 0] for state in states)
+
+    def _states(self, name: str, hx: Any, count: int, x: Array) -> list[Array]:
+        """Return the states in `hx`, which fit the input `x`, as (1, B, H) each."""
+        size = self.hidden_size
+        states = checks.check_states(name, hx, count, x.dtype)
+        for index, state in enumerate(states):
+            checks.check_axes(name, f"hx[{index}]" if count > 1 else "hx", state, f"(B, {size})", f"({size},)")
+        checks.check_state_shapes(name, states, [(*x.shape[:-1], size)] * count, x.ndim == 2)
+        return [state.reshape(1, -1, size) for state in states]
+
+    def _pack(self, parameters: Mapping[str, Array]) -> list[list[DirectionWeights]]:
+        """Return the parameters as the panels that the kernels read: one layer, one direction."""
+        return [[pack_parameters(self._CELL, parameters, "")]]
+
+    def __repr__(self) -> str:
+        given = [str(self.input_size), str(self.hidden_size), *([] if self.bias else ["bias=False"])]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+
+class LSTMCell(RecurrentCell):
     """One time step of an LSTM layer, as ``torch.nn.LSTMCell``. Equations: `nblstm.reference.lstm_step`.
 
     The cell's own parameters are attributes, read-only arrays: ``weight_ih`` (4H, I), ``weight_hh`` (4H, H),
@@ -53,40 +138,7 @@ class LSTMCell(Layer):
     ((3, 20), (3, 20))
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        dtype: npt.DTypeLike = np.float32,
-        seed: int | None = None,
-    ) -> None:
-        name = type(self).__name__
-        self.input_size = checks.check_integer(name, "input_size", input_size)
-        if input_size < 0:
-            raise ValueError(message(f"{name} input_size", "0 or more", input_size))
-        self.hidden_size = checks.check_size(name, "hidden_size", hidden_size)
-        self.bias = checks.check_flag(name, "bias", bias)
-        rows = 4 * hidden_size
-        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
-        if bias:
-            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-        self._initialise(shapes, hidden_size, dtype, np.random.SeedSequence(checks.check_seed(name, seed)))
-
-    @classmethod
-    def from_state_dict(
-        cls, state_dict: Mapping[str, Any], prefix: str = "", *, dtype: npt.DTypeLike | None = None
-    ) -> LSTMCell:
-        """Build the cell whose parameters are in `state_dict`, as `LSTM.from_state_dict` does for a layer.
-
-        >>> LSTMCell.from_state_dict({"cell." + name: array for name, array in LSTMCell(3, 4).state_dict().items()})
-        LSTMCell(3, 4)
-        """
-        found = find_cell(state_dict, prefix)
-        dtype = common_dtype(found.parameters) if dtype is None else dtype
-        sizes = found.input_size, found.hidden_size
-        return cls._with_parameters(found.parameters, *sizes, bias=found.bias, dtype=dtype)
+    _CELL = cells.LSTM
 
     def __call__(self, x: Any, hx: tuple[Any, Any] | None = None) -> tuple[Array, Array]:
         """Take one step.
@@ -112,35 +164,130 @@ class LSTMCell(Layer):
         TypeError
             Something that is no array of numbers.
         """
-        weights, name = self._weights, type(self).__name__
-        array = checks.check_array(f"{name} input", x, weights.dtype)
-        batched, unbatched = f"(B, {self.input_size})", f"({self.input_size},)"
-        checks.check_axes(name, "input", array, batched, unbatched)
-        if array.shape[-1] != self.input_size:
-            expected = unbatched if array.ndim == 1 else batched
-            because = f"input_size={self.input_size}"
-            raise RuntimeError(message(f"{name} input", expected, array.shape, because=because))
-        rows = array if array.ndim == 2 else array[None]
-        h_0 = c_0 = None
-        if hx is not None:
-            h_0, c_0 = self._states(name, hx, array)
-        y = np.empty((1, len(rows), self.hidden_size), weights.dtype)
-        layout = SequenceLayout(1, len(rows))
-        h_n, c_n = run_lstm(weights.packed(self._pack), rows[None], layout, h_0, c_0, y)
-        return (h_n[0], c_n[0]) if array.ndim == 2 else (h_n[0, 0], c_n[0, 0])
+        h, c = self._step(x, hx)
+        return h, c
 
-    def _states(self, name: str, hx: Any, x: Array) -> list[Array]:
-        """Return the states in `hx`, which fit the input `x`, as (1, B, H) each."""
-        size = self.hidden_size
-        states = checks.check_states(name, hx, 2, x.dtype)
-        for index, state in enumerate(states):
-            checks.check_axes(name, f"hx[{index}]", state, f"(B, {size})", f"({size},)")
-        checks.check_state_shapes(name, states, [(*x.shape[:-1], size)] * 2, x.ndim == 2)
-        return [state.reshape(1, -1, size) for state in states]
 
-    def _pack(self, parameters: Mapping[str, Array]) -> list[list[DirectionWeights]]:
-        """Return the parameters as the panels that the kernels read: one layer, one direction."""
-        return [[pack_parameters(parameters, "")]]
+class HiddenStateCell(RecurrentCell):
+    """What GRUCell and RNNCell have in common: a state of h alone, handed in and out as one array."""
+
+    def __call__(self, x: Any, hx: Any = None) -> Array:
+        """Take one step.
+
+        Parameters
+        ----------
+        x : array
+            (B, I), or (I,) unbatched; of the cell's dtype. Never written to.
+        hx : array, optional
+            h (B, H), or (H,) if x is unbatched. None: zeros.
+
+        Returns
+        -------
+        h : array
+            The next state, shaped like hx.
+
+        Raises
+        ------
+        ValueError
+            Another number of axes, or another dtype.
+        RuntimeError
+            Other sizes than these.
+        TypeError
+            Something that is no array of numbers, or a tuple for hx.
+        """
+        (h,) = self._step(x, hx)
+        return h
+
+
+class GRUCell(HiddenStateCell):
+    """One time step of a GRU layer, as ``torch.nn.GRUCell``. Equations: `nblstm.reference.gru_step`.
+
+    The cell's own parameters are attributes, read-only arrays: ``weight_ih`` (3H, I), ``weight_hh`` (3H, H),
+    ``bias_ih`` and ``bias_hh`` (3H,). The 3H rows are those of the gates r, z, n. All start from
+    U(-1/sqrt(H), 1/sqrt(H)).
+
+    Parameters
+    ----------
+    input_size : int
+        I, the features of the input; 0 is allowed, as in torch.
+    hidden_size : int
+        H, the hidden units.
+    bias : bool
+        False: no ``bias_ih`` and ``bias_hh``.
+    dtype : dtype
+        float32 or float64: the type of parameters, inputs and outputs.
+    seed : int, optional
+        Determines the initial parameters; None: different ones each time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of another type or out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> cell = GRUCell(10, 20, seed=0)
+    >>> h = cell(np.zeros((3, 10), np.float32))
+    >>> cell(np.ones((3, 10), np.float32), h).shape
+    (3, 20)
+    """
+
+    _CELL = cells.GRU
+
+
+class RNNCell(HiddenStateCell):
+    """One time step of an RNN layer, as ``torch.nn.RNNCell``. Equations: `nblstm.reference.rnn_step`.
+
+    The cell's own parameters are attributes, read-only arrays: ``weight_ih`` (H, I), ``weight_hh`` (H, H),
+    ``bias_ih`` and ``bias_hh`` (H,). All start from U(-1/sqrt(H), 1/sqrt(H)).
+
+    Parameters
+    ----------
+    input_size : int
+        I, the features of the input; 0 is allowed, as in torch.
+    hidden_size : int
+        H, the hidden units.
+    bias : bool
+        False: no ``bias_ih`` and ``bias_hh``.
+    nonlinearity : {"tanh", "relu"}
+        What makes h of the sums.
+    dtype : dtype
+        float32 or float64: the type of parameters, inputs and outputs.
+    seed : int, optional
+        Determines the initial parameters; None: different ones each time.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument of another type or out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> cell = RNNCell(10, 20, seed=0)
+    >>> h = cell(np.zeros((3, 10), np.float32))
+    >>> cell(np.ones((3, 10), np.float32), h).shape
+    (3, 20)
+    """
+
+    _FIXED = HiddenStateCell._FIXED | {"nonlinearity"}
+    _CELL = cells.RNN_TANH
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        seed: int | None = None,
+    ) -> None:
+        self.nonlinearity = checks.check_nonlinearity(type(self).__name__, nonlinearity)
+        self._CELL = CELLS[self.nonlinearity]
+        super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{'' if self.bias else ', bias=False'})"
+        nonlinearity = "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity!r}"
+        return f"{super().__repr__()[:-1]}{nonlinearity})"

@@ -51,6 +51,13 @@ def check_proj_size(layer: str, value: Any, hidden_size: int) -> int:
     return int(value)
 
 
+def check_nonlinearity(layer: str, value: Any) -> str:
+    """Return "tanh" or "relu"; ValueError for anything else."""
+    if value not in ("tanh", "relu"):
+        raise ValueError(f"{layer}: Unknown nonlinearity {value!r}. Select from 'tanh' or 'relu'.")
+    return str(value)
+
+
 def check_dropout(layer: str, value: Any, num_layers: Any) -> float:
     """Return the probability `value`; warns, like torch, where no layer follows that could be dropped into."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -134,7 +141,12 @@ def check_packed_data(layer: str, data: Array, input_size: int) -> None:
 
 
 def check_states(layer: str, hx: Any, count: int, dtype: np.dtype[Any]) -> list[Array]:
-    """Return the states in `hx`, a tuple of `count` arrays of the layer's dtype."""
+    """Return the states in `hx`: one array of the layer's dtype if `count` is 1, else a tuple of so many."""
+    if count == 1:
+        if isinstance(hx, tuple):
+            because = f"{layer} has no cell state"
+            raise TypeError(message(f"{layer} hx", "one array", f"a tuple of {len(hx)}", because=because))
+        return [check_array(f"{layer} hx", hx, dtype)]
     if not isinstance(hx, (tuple, list)):
         raise TypeError(message(f"{layer} hx", f"a tuple of {count} arrays", type(hx).__name__))
     if len(hx) != count:
@@ -147,12 +159,12 @@ def check_state_shapes(layer: str, states: list[Array], shapes: Sequence[tuple[i
     for index, (state, shape) in enumerate(zip(states, shapes, strict=True)):
         if state.ndim != len(shape):
             kind, ndim = "batched" if batched else "unbatched", len(shape)
-            got = ", ".join(f"{state.ndim}-D" for state in states)
-            raise RuntimeError(
-                f"{layer} hx: For {kind} {ndim}-D input, hx and cx should also be {ndim}-D but got ({got}) arrays"
-            )
+            names, got = "hx and cx", ", ".join(f"{state.ndim}-D" for state in states)
+            names, got = (names, f"({got}) arrays") if len(states) > 1 else ("hx", f"{got} array")
+            raise RuntimeError(f"{layer} hx: For {kind} {ndim}-D input, {names} should also be {ndim}-D but got {got}")
         if state.shape != shape:
-            raise RuntimeError(f"{layer} hx: Expected hidden[{index}] size {shape}, got {list(state.shape)}")
+            which = f"hidden[{index}]" if len(states) > 1 else "hidden"
+            raise RuntimeError(f"{layer} hx: Expected {which} size {shape}, got {list(state.shape)}")
 
 
 def check_layout(layer: str, x: Array, lengths: Any, batched: bool) -> SequenceLayout:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from nblstm.arrays import Array
-from nblstm.engine.packing import DirectionWeights, pack_lstm_direction
-from nblstm.engine.run import run_lstm
-from nblstm.layers.base import common_dtype
+from nblstm.kernels import cells
 from nblstm.layers.recurrent import RecurrentLayer
 from nblstm.sequences import PackedLike, PackedSequence
-from nblstm.weights.names import find_recurrent_layer
 
 
-def pack_parameters(parameters: Mapping[str, Array], suffix: str) -> DirectionWeights:
-    """Pack the parameters of one layer and direction, whose names end with `suffix`."""
-    return pack_lstm_direction(
-        parameters[f"weight_ih{suffix}"],
-        parameters[f"weight_hh{suffix}"],
-        parameters.get(f"bias_ih{suffix}"),
-        parameters.get(f"bias_hh{suffix}"),
-        parameters.get(f"weight_hr{suffix}"),
-    )
+class LSTMTrace(NamedTuple):
+    """What one layer and direction of an LSTM went through, from `LSTM.trace`; each (T, B, H) in the form of the input.
+
+    The letters are those of `nblstm.reference.lstm_step`.
+    """
+
+    h: Any  # hidden state (T, B, P)
+    c: Any  # cell state
+    i: Any  # input gate
+    f: Any  # forget gate
+    g: Any  # candidate
+    o: Any  # output gate
 
 
 class LSTM(RecurrentLayer):
@@ -79,7 +78,9 @@ class LSTM(RecurrentLayer):
     ((5, 3, 20), (2, 3, 20), (2, 3, 20))
     """
 
-    _GATES = 4
+    _CELL = cells.LSTM
+    _TRACE = LSTMTrace
+    _TRACE_SLOTS = 4, 0, 1, 2, 3
 
     def __init__(
         self,
@@ -97,55 +98,6 @@ class LSTM(RecurrentLayer):
     ) -> None:
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, dtype, seed
-        )
-
-    @classmethod
-    def from_state_dict(
-        cls,
-        state_dict: Mapping[str, Any],
-        prefix: str = "",
-        *,
-        batch_first: bool = False,
-        dtype: npt.DTypeLike | None = None,
-    ) -> LSTM:
-        """Build the layer whose parameters are in `state_dict`; their shapes say how large and of what kind it is.
-
-        Parameters
-        ----------
-        state_dict : mapping of str to array
-            The parameters of this layer, or of a whole model around it.
-        prefix : str
-            What stands before ``weight_ih_l0`` in the names, ``"encoder.lstm."``; ``module.`` and ``_orig_mod.`` of
-            wrapped models may be left out. Not needed if the mapping has but one LSTM.
-        batch_first : bool
-            As in the constructor: no weight tells it.
-        dtype : dtype, optional
-            None: that of the weights, and float32 where they are narrower.
-
-        Raises
-        ------
-        ValueError
-            No LSTM has that prefix, or more than one; the error lists all that there are.
-        TypeError
-            `state_dict` is no mapping of names to arrays, or `prefix` no str.
-
-        Examples
-        --------
-        >>> source = LSTM(3, 4, bidirectional=True, seed=0)
-        >>> LSTM.from_state_dict({"encoder." + name: array for name, array in source.state_dict().items()})
-        LSTM(3, 4, bidirectional=True)
-        """
-        found = find_recurrent_layer(state_dict, prefix)
-        return cls._with_parameters(
-            found.parameters,
-            found.input_size,
-            found.hidden_size,
-            found.num_layers,
-            bias=found.bias,
-            batch_first=batch_first,
-            bidirectional=found.bidirectional,
-            proj_size=found.proj_size,
-            dtype=common_dtype(found.parameters) if dtype is None else dtype,
         )
 
     @overload
@@ -220,12 +172,5 @@ class LSTM(RecurrentLayer):
         >>> bool((output[1, 1] == h_n[0, 1]).all()), float(abs(output[1, 2:]).max())
         (True, 0.0)
         """
-        weights = self._weights
-        call = self._prepare(weights.dtype, (self.proj_size or self.hidden_size, self.hidden_size), x, hx, lengths, out)
-        dropout = self._dropout_of_call(dropout_call)
-        h_0, c_0 = call.states
-        return call.finish(*run_lstm(weights.packed(self._pack), call.x, call.layout, h_0, c_0, call.y, dropout))
-
-    def _pack(self, parameters: Mapping[str, Array]) -> list[list[DirectionWeights]]:
-        """Return the parameters as the panels that the kernels read, by layer and direction."""
-        return [[pack_parameters(parameters, suffix) for suffix in suffixes] for suffixes in self._suffixes()]
+        output, (h_n, c_n) = self._run(x, hx, lengths, out, dropout_call)
+        return output, (h_n, c_n)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from nblstm.arrays import Array
-from nblstm.engine.run import Dropout, SequenceLayout
+from nblstm.engine.packing import DirectionWeights, pack_direction
+from nblstm.engine.run import Dropout, LayerRecord, SequenceLayout, new_records, run_layers
 from nblstm.errors import message
+from nblstm.kernels.cells import Cell
 from nblstm.layers import checks
-from nblstm.layers.base import Layer
-from nblstm.sequences import PackedSequence, check_packed
+from nblstm.layers.base import Layer, common_dtype
+from nblstm.sequences import PackedLike, PackedSequence, check_packed
+from nblstm.weights.names import find_recurrent_layer
+
+Self = TypeVar("Self", bound="RecurrentLayer")  # typing.Self needs Python 3.11
 
 # What repr leaves out, in the order in which torch prints the others.
 _DEFAULTS: dict[str, Any] = {
     "proj_size": 0,
     "num_layers": 1,
+    "nonlinearity": "tanh",
     "bias": True,
     "batch_first": False,
     "dropout": 0.0,
@@ -38,17 +44,38 @@ class SequenceCall(NamedTuple):
     output: Array | PackedSequence  # the user's output in the user's shape
     batched: bool
 
-    def finish(self, *states: Array) -> tuple[Array | PackedSequence, tuple[Array, ...]]:
+    def finish(self, states: tuple[Array, ...]) -> tuple[Array | PackedSequence, tuple[Array, ...]]:
         """Return the output and the last states, (L*D, B, size) each, in the shapes that belong to the input's."""
         if self.y is not self.target:
             self.target[...] = self.y
         return self.output, states if self.batched else tuple(state[:, 0] for state in states)
 
+    def shaped(self, values: Array, batch_first: bool) -> Array | PackedSequence:
+        """Return values of every step, (T, B, size) or (N, size), in the shape that belongs to the input's."""
+        if isinstance(self.output, PackedSequence):
+            return self.output._replace(data=values)
+        return values[:, 0] if not self.batched else values.swapaxes(0, 1) if batch_first else values
+
+
+def pack_parameters(cell: Cell, parameters: Mapping[str, Array], suffix: str) -> DirectionWeights:
+    """Pack the parameters of one layer and direction, whose names end with `suffix`."""
+    return pack_direction(
+        cell,
+        parameters[f"weight_ih{suffix}"],
+        parameters[f"weight_hh{suffix}"],
+        parameters.get(f"bias_ih{suffix}"),
+        parameters.get(f"bias_hh{suffix}"),
+        parameters.get(f"weight_hr{suffix}"),
+    )
+
 
 class RecurrentLayer(Layer):
     """What LSTM, GRU and RNN have in common: torch.nn's constructor arguments, parameters and their order."""
 
-    _GATES: int  # rows of a weight matrix: gates * hidden_size
+    _CELL: Cell  # set anew on layers whose arguments choose it
+    # What `trace` returns of a layer and direction: h, and then these slots of `LayerRecord.kept`.
+    _TRACE: ClassVar[Any]
+    _TRACE_SLOTS: ClassVar[tuple[int, ...]]
 
     def __init__(
         self,
@@ -89,7 +116,7 @@ class RecurrentLayer(Layer):
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter, in torch's order."""
-        rows, output_size = self._GATES * self.hidden_size, self.proj_size or self.hidden_size
+        rows, output_size = self._CELL.gates * self.hidden_size, self.proj_size or self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {}
         for layer, suffixes in enumerate(self._suffixes()):
             for suffix in suffixes:
@@ -101,35 +128,133 @@ class RecurrentLayer(Layer):
                     shapes[f"weight_hr{suffix}"] = self.proj_size, self.hidden_size
         return shapes
 
+    @classmethod
+    def from_state_dict(
+        cls: type[Self],
+        state_dict: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        batch_first: bool = False,
+        dtype: npt.DTypeLike | None = None,
+        **options: Any,
+    ) -> Self:
+        """Build the layer whose parameters are in `state_dict`; their shapes say how large and of what kind it is.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array
+            The parameters of this layer, or of a whole model around it.
+        prefix : str
+            What stands before ``weight_ih_l0`` in the names, ``"encoder.lstm."``; ``module.`` and ``_orig_mod.`` of
+            wrapped models may be left out. Not needed if the mapping has but one layer of this kind.
+        batch_first : bool
+            As in the constructor: no weight tells it.
+        dtype : dtype, optional
+            None: that of the weights, and float32 where they are narrower.
+        options
+            Other arguments of the constructor that no weight tells: ``dropout``, ``seed``, an RNN's ``nonlinearity``.
+
+        Raises
+        ------
+        ValueError
+            No such layer has that prefix, or more than one; the error lists all that there are.
+        TypeError
+            `state_dict` is no mapping of names to arrays, or `prefix` no str.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from nblstm import LSTM
+        >>> source = LSTM(3, 4, bidirectional=True, seed=0)
+        >>> LSTM.from_state_dict({"encoder." + name: array for name, array in source.state_dict().items()})
+        LSTM(3, 4, bidirectional=True)
+        """
+        found = find_recurrent_layer(state_dict, prefix, gates=cls._CELL.gates)
+        if found.proj_size:
+            if not cls._CELL.has_cell_state:
+                expected = f"no weight_hr, as {cls.__name__} has no projection"
+                raise ValueError(message("state_dict", expected, f"one under {found.prefix!r}"))
+            options["proj_size"] = found.proj_size
+        return cls._with_parameters(
+            found.parameters,
+            found.input_size,
+            found.hidden_size,
+            found.num_layers,
+            bias=found.bias,
+            batch_first=batch_first,
+            bidirectional=found.bidirectional,
+            dtype=common_dtype(found.parameters) if dtype is None else dtype,
+            **options,
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         # A copy counts its dropout calls for itself.
         return {**self.__dict__, "_dropout_calls": copy.copy(self._dropout_calls)}
 
     def __repr__(self) -> str:
-        values = [(name, getattr(self, name), default) for name, default in _DEFAULTS.items()]
-        given = [f"{name}={value}" for name, value, default in values if value != default]
+        values = [(name, getattr(self, name, default), default) for name, default in _DEFAULTS.items()]
+        given = [f"{name}={value!r}" for name, value, default in values if value != default]
         return f"{type(self).__name__}({', '.join([str(self.input_size), str(self.hidden_size), *given])})"
 
-    def _prepare(
-        self, dtype: np.dtype[Any], state_sizes: Sequence[int], x: Any, hx: Any, lengths: Any, out: Any
-    ) -> SequenceCall:
-        """Check a call's arguments; return them in the engine's terms. `state_sizes`: the last axis of each state."""
+    def _run(
+        self, x: Any, hx: Any, lengths: Any, out: Array | None, dropout_call: int | None
+    ) -> tuple[Any, tuple[Array, ...]]:
+        """Return the output and the last states of a call."""
+        weights = self._weights
+        call = self._prepare(weights.dtype, x, hx, lengths, out)
+        dropout = self._dropout_of_call(dropout_call)
+        return call.finish(run_layers(weights.packed(self._pack), call.x, call.layout, call.states, call.y, dropout))
+
+    def trace(self, x: Any, hx: Any = None, *, lengths: Any = None, dropout_call: int | None = None) -> tuple[Any, ...]:
+        """Run the network and return what every layer and direction went through: states and gates of all steps.
+
+        The arguments are those of a call. Returns one tuple of named arrays for each layer and direction, in the order
+        of h_n: `LSTMTrace`, `GRUTrace` or `RNNTrace`. Each array is (T, B, H), or (T, B, P) for h, in the form that x
+        has: (B, T, H) if `batch_first`, (T, H) unbatched, or packed; zero past each row's length. The gates are what
+        came out of sigmoid and tanh, and h of a lower layer is what it was before dropout.
+
+        >>> import numpy as np
+        >>> from nblstm import LSTM
+        >>> lstm = LSTM(2, 3, num_layers=2, seed=0)
+        >>> lower, upper = lstm.trace(np.ones((5, 1, 2), np.float32))
+        >>> upper.f.shape
+        (5, 1, 3)
+        >>> bool(np.allclose(upper.c[1:], upper.f[1:] * upper.c[:-1] + upper.i[1:] * upper.g[1:]))
+        True
+        """
+        weights = self._weights
+        call = self._prepare(weights.dtype, x, hx, lengths, None)
+        dropout, packed = self._dropout_of_call(dropout_call), weights.packed(self._pack)
+        records = new_records(packed, call.y)
+        run_layers(packed, call.x, call.layout, call.states, call.y, dropout, records)
+        return tuple(self._named(call, record, d) for record in records for d in range(self._directions))
+
+    def _named(self, call: SequenceCall, record: LayerRecord, direction: int) -> Any:
+        size = record.h.shape[-1] // self._directions
+        h = record.h[..., direction * size : (direction + 1) * size]
+        slots = [record.kept[..., direction, slot, : self.hidden_size] for slot in self._TRACE_SLOTS]
+        return self._TRACE(*(call.shaped(values, self.batch_first) for values in (h, *slots)))
+
+    def _pack(self, parameters: Mapping[str, Array]) -> list[list[DirectionWeights]]:
+        """Return the parameters as the panels that the kernels read, by layer and direction."""
+        return [[pack_parameters(self._CELL, parameters, s) for s in suffixes] for suffixes in self._suffixes()]
+
+    def _prepare(self, dtype: np.dtype[Any], x: Any, hx: Any, lengths: Any, out: Any) -> SequenceCall:
+        """Check a call's arguments; return them in the engine's terms."""
         if type(x) is not np.ndarray and hasattr(x, "batch_sizes"):
-            return self._prepare_packed(dtype, state_sizes, x, hx, lengths, out)
+            return self._prepare_packed(dtype, x, hx, lengths, out)
         name = type(self).__name__
         array = checks.check_array(f"{name} input", x, dtype)
         steps_first = checks.check_sequence_input(name, array, self.input_size, self.batch_first)
         batched = array.ndim == 3
         layout = checks.check_layout(name, steps_first, lengths, batched)
-        states = self._states(dtype, state_sizes, hx, layout.batch if batched else None)
+        states = self._states(dtype, hx, layout.batch if batched else None)
         output = self._output(dtype, array, states, out)
         plain = np.asarray(output)  # a subclass may give its views other shapes
         target = plain[:, None] if not batched else plain.swapaxes(0, 1) if self.batch_first else plain
         return SequenceCall(steps_first, layout, states, _dense(target), target, output, batched)
 
-    def _prepare_packed(
-        self, dtype: np.dtype[Any], state_sizes: Sequence[int], x: Any, hx: Any, lengths: Any, out: Any
-    ) -> SequenceCall:
+    def _prepare_packed(self, dtype: np.dtype[Any], x: Any, hx: Any, lengths: Any, out: Any) -> SequenceCall:
         name = type(self).__name__
         packed = check_packed(f"{name} input", x)
         data = checks.check_array(f"{name} input.data", packed.data, dtype)
@@ -138,15 +263,14 @@ class RecurrentLayer(Layer):
             raise ValueError(message(f"{name} lengths", "None", "lengths", because="the input is packed"))
         sizes = packed.batch_sizes
         layout = SequenceLayout(len(sizes), int(sizes[0]), sizes, states=packed.sorted_indices, packed=True)
-        states = self._states(dtype, state_sizes, hx, layout.batch)
+        states = self._states(dtype, hx, layout.batch)
         output = self._output(dtype, data, states, out)
         target = np.asarray(output)
         return SequenceCall(data, layout, states, _dense(target), target, packed._replace(data=output), batched=True)
 
-    def _states(
-        self, dtype: np.dtype[Any], sizes: Sequence[int], hx: Any, batch: int | None
-    ) -> list[Array] | list[None]:
+    def _states(self, dtype: np.dtype[Any], hx: Any, batch: int | None) -> list[Array] | list[None]:
         """Return the first states as (L*D, B, size) each, or None for zeros; `batch` is None for an unbatched input."""
+        sizes = [self.proj_size or self.hidden_size, *([self.hidden_size] if self._CELL.has_cell_state else [])]
         if hx is None:
             return [None] * len(sizes)
         rows = self.num_layers * self._directions
@@ -171,6 +295,76 @@ class RecurrentLayer(Layer):
         if not self.training or self.dropout == 0 or self.num_layers == 1:
             return None
         return Dropout(self.dropout, self._dropout_seed, next(self._dropout_calls) if call is None else call)
+
+
+class HiddenStateLayer(RecurrentLayer):
+    """What GRU and RNN have in common: a state of h alone, handed in and out as one array."""
+
+    @overload
+    def __call__(
+        self,
+        x: PackedLike,
+        hx: Any = None,
+        *,
+        lengths: None = None,
+        out: Array | None = None,
+        dropout_call: int | None = None,
+    ) -> tuple[PackedSequence, Array]: ...
+
+    @overload
+    def __call__(
+        self,
+        x: Any,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        out: Array | None = None,
+        dropout_call: int | None = None,
+    ) -> tuple[Array, Array]: ...
+
+    def __call__(
+        self,
+        x: Any,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        out: Array | None = None,
+        dropout_call: int | None = None,
+    ) -> tuple[Any, Array]:
+        """Run the network over whole sequences.
+
+        Parameters
+        ----------
+        x : array or PackedSequence
+            (T, B, I), (B, T, I) if `batch_first`, or (T, I) unbatched; of the layer's dtype. Anything that is an array
+            to NumPy, or has ``__dlpack__``, or holds such arrays as a packed sequence. Never written to.
+        hx : array, optional
+            h_0 (L*D, B, H), without B if x is unbatched. None: zeros.
+        lengths : (B,) whole numbers, optional
+            The valid steps of each row of a padded x, from 1 to T. What stands past them is never read.
+        out : array, optional
+            Where to write the output: any strides, but no memory in common with x and hx.
+        dropout_call : int, optional
+            The number of the dropout mask, from 0 to 2**64 - 1. None: the next one of this layer.
+
+        Returns
+        -------
+        output : array or PackedSequence
+            (T, B, D*H), (B, T, D*H), (T, D*H) or packed, as x is; zero past each row's length.
+        h_n : array
+            Shaped like h_0; the state at each row's last valid step.
+
+        Raises
+        ------
+        ValueError
+            Another number of axes, another dtype, an `out` that cannot be written to, lengths beyond T.
+        RuntimeError
+            Other sizes than these, T = 0, lengths below 1.
+        TypeError
+            Something that is no array of numbers, or a tuple for hx.
+        """
+        output, (h_n,) = self._run(x, hx, lengths, out, dropout_call)
+        return output, h_n
 
 
 def _dense(target: Array) -> Array:
