@@ -108,7 +108,8 @@ def fill_jobs(
     if kept is not None:
         kept_address, kept_size, row = address_of(kept), kept.strides[-3], kept.strides[-4] // item
         kept_steps = (row, row) if packed else (kept.strides[0] // item, row)
-    state_addresses = [(address_of(state), state.strides[0]) for state in states] + [(0, 0)] * (2 - len(states))
+    h_address, h_size = address_of(states[0]), states[0].strides[0]
+    c_address, c_size = (0, 0) if len(states) == 1 else (address_of(states[1]), states[1].strides[0])
     for direction in range(len(records)):
         _CALL_FIELDS.pack_into(
             records,  # type: ignore[arg-type]
@@ -122,6 +123,7 @@ def fill_jobs(
             kept_address + direction * kept_size,
             *kept_steps,
             *table_addresses,
-            *(address + direction * size for address, size in state_addresses),
+            h_address + direction * h_size,
+            c_address + direction * c_size,
         )
     return records

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,22 +46,22 @@ class DirectionWeights:
     # What `nblstm.engine.jobs` has worked out for calls of some sizes; forgotten with the weights.
     job_templates: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def unit_blocks(self) -> int:
         """Return how many vectors hold one gate of all units."""
         return -(-self.units // lanes(self.dtype.itemsize))
 
-    @property
+    @cached_property
     def unit_group(self) -> int:
         """Return the number of unit blocks whose gates fill whole panels: slices of units are whole groups."""
         return PANEL_VECTORS // math.gcd(self.cell.gates, PANEL_VECTORS)
 
-    @property
+    @cached_property
     def unit_groups(self) -> int:
         """Return how many such groups there are; the last one may have fewer blocks."""
         return -(-self.unit_blocks // self.unit_group)
 
-    @property
+    @cached_property
     def state_sizes(self) -> tuple[int, ...]:
         """Return the last axis of each state: P of h and, where there is one, H of c."""
         return (self.outputs, self.units) if self.cell.has_cell_state else (self.outputs,)

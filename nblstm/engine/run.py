@@ -92,20 +92,24 @@ def run_layers(
     All arrays of the weights' dtype. The caller has validated everything.
     """
     first, directions = weights[0][0], len(weights[0])
-    sizes = zip(initial, first.state_sizes, strict=True)
-    states = tuple(_state(s, (len(weights) * directions, layout.batch, size), first.dtype) for s, size in sizes)
+    rows = len(weights) * directions, layout.batch
+    states = [_state(s, (*rows, n), first.dtype) for s, n in zip(initial, first.state_sizes, strict=True)]
     if layout.batch == 0:
-        return states
+        return tuple(states)
     if layout.rows is not None and layout.batch_sizes is not None:
         y[...] = 0
         longest = int(np.count_nonzero(layout.batch_sizes))
         layout, cut = _part(layout, 0, longest)
         x, y, records = x[cut], y[cut], _cut(records, cut)
-    whole = len(weights) == 1 or directions > 1
-    for begin, end in [(0, layout.steps)] if whole else _chunks(layout, y):
-        part, cut = _part(layout, begin, end)
-        _run_part(weights, x[cut], part, begin, states, y[cut], dropout, _cut(records, cut))
-    return states
+    if len(weights) == 1:
+        _run_layer(weights[0], x, layout, states, y, None if records is None else records[0].kept)
+    elif directions > 1:
+        _run_part(weights, x, layout, 0, states, y, dropout, records)
+    else:
+        for begin, end in _chunks(layout, y):
+            part, cut = _part(layout, begin, end)
+            _run_part(weights, x[cut], part, begin, states, y[cut], dropout, _cut(records, cut))
+    return tuple(states)
 
 
 def _run_part(
@@ -146,8 +150,6 @@ def _chunks(layout: SequenceLayout, y: Array) -> Iterator[tuple[int, int]]:
 
 def _part(layout: SequenceLayout, begin: int, end: int) -> tuple[SequenceLayout, slice]:
     """Return the layout of steps [begin, end), and where they lie along the first axis of x and y."""
-    if end - begin == layout.steps:
-        return layout, slice(None)
     sizes = layout.batch_sizes
     part = layout._replace(steps=end - begin)
     if sizes is not None:

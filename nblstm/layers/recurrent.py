@@ -270,9 +270,9 @@ class RecurrentLayer(Layer):
 
     def _states(self, dtype: np.dtype[Any], hx: Any, batch: int | None) -> list[Array] | list[None]:
         """Return the first states as (L*D, B, size) each, or None for zeros; `batch` is None for an unbatched input."""
-        sizes = [self.proj_size or self.hidden_size, *([self.hidden_size] if self._CELL.has_cell_state else [])]
         if hx is None:
-            return [None] * len(sizes)
+            return [None, None] if self._CELL.has_cell_state else [None]
+        sizes = [self.proj_size or self.hidden_size, *([self.hidden_size] if self._CELL.has_cell_state else [])]
         rows = self.num_layers * self._directions
         shapes = [(rows, size) if batch is None else (rows, batch, size) for size in sizes]
         name = type(self).__name__
