@@ -14,17 +14,17 @@ class _Inference(CaseBenchmark):
     def setup(self, shape: str) -> None:
         """Make the layer and call it once: that compiles its kernels, or loads them, and packs its weights."""
         case = self.case(shape)
-        self.lstm = LSTM.from_state_dict(case.parameters()).eval()
+        self.layer = LSTM.from_state_dict(case.parameters()).eval()
         self.x = case.input()
-        self.lstm(self.x)
+        self.layer(self.x)
 
     def time_call(self, shape: str) -> None:
         """Time a call."""
-        self.lstm(self.x)
+        self.layer(self.x)
 
     def peakmem_call(self, shape: str) -> None:
         """Take the process's peak memory in a call, weights included."""
-        self.lstm(self.x)
+        self.layer(self.x)
 
 
 class Server(_Inference):

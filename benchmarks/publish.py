@@ -74,11 +74,14 @@ Each engine has a process of its own, which sleeps while another is asked: two i
 since the threads of either go on spinning for a while after a call. They take turns, with a pause between, and go
 through several rounds; a turn gives the median of the calls that fit into it. All get the same weights and the same
 input, already in memory. An engine whose output differs from nblstm's is reported as wrong and not timed. Operations
-are those of the matrix products: 2 T B times the number of weights.
+are those of the matrix products: twice the number of weights at each step of each row. Rows of different lengths
+(`packed-`) have no steps past theirs: nblstm and torch get and give a packed sequence, made and taken apart off the
+clock; the others get the padded batch with the lengths, and give a padded one.
 
 - nblstm: the call of the layer, as its users make it.
-- torch: `torch.nn.LSTM` under `inference_mode`, with `torch.set_num_threads`.
-- onnxruntime: an ONNX model of LSTM nodes, as torch exports it; `intra_op_num_threads`; spinning as it is by default.
+- torch: `torch.nn.LSTM`, `GRU` or `RNN` under `inference_mode`, with `torch.set_num_threads`.
+- onnxruntime: an ONNX model of LSTM, GRU or RNN nodes, as torch exports it, with `sequence_lens` where lengths differ;
+  `intra_op_num_threads`; spinning as it is by default.
 - openvino: the same model; `INFERENCE_NUM_THREADS`, the latency hint, float32, one request with shared arrays."""
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import nblstm
 from nblstm import get_num_threads, num_threads, reference
 from nblstm.__main__ import main
 from nblstm.commands import bench
-from nblstm.commands.benchmark.cases import Case
-from nblstm.commands.benchmark.engines import ENGINES, NotOffered
+from nblstm.commands.benchmark.cases import Case, NotOffered
+from nblstm.commands.benchmark.engines import ENGINES
 from nblstm.commands.benchmark.measure import Bench, Effort
 from nblstm.commands.benchmark.process import EngineError, EngineProcess, answer, median_seconds
 from nblstm.commands.benchmark.results import CaseResult, Outcome, Results, load_results
@@ -24,6 +25,13 @@ PLAIN = Case(7, 3, 5, 9)
 BOTH = Case(6, 2, 5, 10, layers=2, bidirectional=True)
 PROJECTED = Case(6, 2, 5, 10, projection=3)
 DOUBLE = Case(6, 2, 5, 10, dtype="float64")
+PACKED = Case(6, 4, 5, 10, packed="linear")
+GATED = Case(6, 4, 5, 10, layers=2, bidirectional=True, cell="GRU", packed="random")
+PLAIN_GATED = Case(7, 3, 5, 9, cell="GRU")
+TANH = Case(7, 3, 5, 9, cell="RNN_TANH")
+RELU = Case(6, 4, 5, 10, layers=2, bidirectional=True, cell="RNN_RELU", packed="random")
+DOUBLE_GATED = Case(6, 4, 5, 10, cell="GRU", dtype="float64", packed="random")
+ENGINE_CASES = [PLAIN, BOTH, PROJECTED, DOUBLE, PACKED, GATED, PLAIN_GATED, TANH, RELU, DOUBLE_GATED]
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def only(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("case", [PLAIN, BOTH, PROJECTED, DOUBLE], ids=lambda case: case.shape)
+@pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.shape)
 def test_engines_compute_the_same(name, case):
     if ENGINES[name].missing():
         pytest.skip(f"{name} is not installed")
@@ -50,14 +58,30 @@ def test_engines_compute_the_same(name, case):
         engine = ENGINES[name](1)
         try:
             prepared = engine.prepare(case)
-        except NotOffered:
-            assert name in ("onnxruntime", "openvino") and case in (PROJECTED, DOUBLE)
+        except NotOffered as lack:
+            assert name in ("onnxruntime", "openvino") and case in (PROJECTED, DOUBLE, DOUBLE_GATED)
+            assert str(lack).startswith("ONNX's LSTM has no projection" if case.projection else f"the {case.layer}s of")
             return
         output = prepared.output(prepared.call())
-    expected, _ = reference.lstm(case.input(), case.parameters())
-    assert output.dtype == case.dtype
-    assert np.max(np.abs(output - expected)) < 2e-6
+    run = getattr(reference, case.layer.lower())
+    options = {"nonlinearity": case.nonlinearity} if case.nonlinearity else {}
+    expected, _ = run(case.input(), case.parameters(), lengths=case.lengths(), **options)
+    assert output.dtype == case.dtype and output.shape == expected.shape
+    assert np.max(np.abs(output - expected)) < (2e-6 if case.dtype == "float32" else 1e-14)
     assert ENGINES[name].version()
+
+
+@pytest.mark.parametrize("name", ["nblstm", "torch"])
+def test_packing_is_not_what_is_timed(name, monkeypatch):
+    if ENGINES[name].missing():
+        pytest.skip(f"{name} is not installed")
+    with num_threads(1):
+        call = ENGINES[name](1).prepare(GATED).call
+        module = nblstm if name == "nblstm" else sys.modules["torch"].nn.utils.rnn
+        for used in ("pack_padded_sequence", "pad_packed_sequence"):
+            monkeypatch.delattr(module, used)
+        output, _ = call()
+    assert np.asarray(output.data).shape == (GATED.lengths().sum(), 2 * GATED.hidden)
 
 
 def test_a_kind_that_an_engine_does_not_know():
@@ -246,7 +270,8 @@ def test_end_to_end(tmp_path):
 @pytest.mark.slow
 def test_end_to_end_with_every_peer_that_is_installed(tmp_path):
     path = tmp_path / "results.json"
-    done = run_bench("--shapes", "5,2,3,8; 4,1,3,8,2,bi; 4,1,3,8,P2; 4,1,3,8,f64", "--json", str(path))
+    shapes = "5,2,3,8; 4,1,3,8,2,bi; 4,1,3,8,P2; 4,1,3,8,f64; 4,2,3,8,GRU; 4,2,3,8,RNN_RELU,packed-random"
+    done = run_bench("--shapes", shapes, "--json", str(path))
     assert done.returncode == 0, done.stderr
     outcomes = [outcome for case in load_results(path).cases for outcome in case.engines.values()]
     assert not [outcome for outcome in outcomes if (outcome.problem or "").startswith("wrong")]

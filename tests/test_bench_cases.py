@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nblstm import LSTM, reference
-from nblstm.commands.benchmark.cases import GRID, KINDS, SERVER, SETS, Case, parse_shapes
+from nblstm import reference
+from nblstm.commands.benchmark.cases import CELLS, GRID, KINDS, LAYERS, SERVER, SETS, Case, parse_shapes
+from nblstm.commands.benchmark.engines import input_of, layer_of
 
 EVERYTHING = Case(3, 2, 5, 8, layers=2, bidirectional=True, projection=3, dtype="float64")
+EACH_CELL = [Case(3, 4, 5, 8, layers=2, bidirectional=True, cell=cell, packed="random") for cell in CELLS]
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,9 @@ EVERYTHING = Case(3, 2, 5, 8, layers=2, bidirectional=True, projection=3, dtype=
         ("3,2,5,8,2,bi,P3,f64", EVERYTHING),
         ("3,2,5,8,2,f64,P3,bi", EVERYTHING),
         ("3,2,5,8,bi", Case(3, 2, 5, 8, bidirectional=True)),
+        ("3,2,5,8,LSTM", Case(3, 2, 5, 8)),
+        ("3,2,5,8,GRU,packed-linear", Case(3, 2, 5, 8, cell="GRU", packed="linear")),
+        ("3,2,5,8,2,packed-random,RNN_RELU", Case(3, 2, 5, 8, layers=2, cell="RNN_RELU", packed="random")),
     ],
 )
 def test_parsing(text, case):
@@ -28,15 +33,26 @@ def test_parsing(text, case):
     assert parse_shapes(case.written) == [case]
 
 
-@pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,4,5,6", "1,2,3,x", "1,2,3,4,bi,5", "1,2,3,4,bi,bi", "1,2,3,-4"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "1,2,3", "1,2,3,4,5,6", "1,2,3,x", "1,2,3,4,bi,5", "1,2,3,4,bi,bi", "1,2,3,-4", "1,2,bi,3,4"),
+        *("1,2,3,4,GRU,RNN_TANH", "1,2,3,4,RNN", "1,2,3,4,packed", "1,2,3,4,packed-linear,packed-random"),
+    ],
+)
 def test_what_is_no_shape(text):
-    with pytest.raises(ValueError, match=r"shape: expected T,B,I,H\[,L\].*, got '"):
+    with pytest.raises(ValueError, match=r"shape: expected T,B,I,H\[,L\].*\[,LSTM\|GRU\|RNN_TANH\|RNN_RELU\].*, got '"):
         parse_shapes(f"1,1,1,1; {text}")
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("0,1,2,3", "sizes of at least 1"), ("1,1,2,3,P0", "sizes of at least 1"), ("1,1,2,3,P3", "P < 3 because H=3")],
+    [
+        ("0,1,2,3", "sizes of at least 1"),
+        ("1,1,2,3,P0", "sizes of at least 1"),
+        ("1,1,2,3,P3", "P < 3 because H=3"),
+        ("1,1,2,3,GRU,P2", "no P because only an LSTM has a projection"),
+    ],
 )
 def test_sizes_that_no_network_has(text, expected):
     with pytest.raises(ValueError, match=f"shape: expected {expected}, got '{text}'"):
@@ -59,6 +75,21 @@ def test_lists_have_what_they_are_named_for():
         (hidden, batch) for hidden in (48, 128, 200, 256, 512, 1000) for batch in (1, 4, 16, 64)
     }
     assert {case.steps for case in GRID} == {100}
+    assert {(case.layer, case.batch) for case in LAYERS} >= {(layer, b) for layer in ("GRU", "RNN") for b in (1, 32)}
+    assert {case.batch for case in LAYERS if case.projection} == {1, 32}
+    assert {case.batch for case in LAYERS if case.dtype == "float64"} == {1, 32}
+    packed = {(case.layer, case.packed) for case in LAYERS if case.packed}
+    assert packed == {(layer, lengths) for layer in ("LSTM", "GRU", "RNN") for lengths in ("linear", "random")}
+
+
+def test_lengths():
+    linear, random, none = (Case(100, 32, 5, 8, packed=packed).lengths() for packed in ("linear", "random", ""))
+    assert linear[[0, -1]].tolist() == [100, 4] and set(-np.diff(linear)) == {3, 4}
+    assert random.min() >= 1 and random.max() == 100 and len(set(random)) > 16 and (np.diff(random) > 0).any()
+    assert np.array_equal(random, Case(100, 32, 7, 9, packed="random").lengths())
+    assert none.tolist() == [100] * 32
+    assert Case(2, 5, 1, 1, packed="linear").lengths().min() == 1
+    assert Case(9, 1, 1, 1, packed="random").lengths().tolist() == [9]
 
 
 class Counting(np.ndarray[Any, Any]):
@@ -74,26 +105,41 @@ class Counting(np.ndarray[Any, Any]):
         return result.view(Counting)
 
 
-@pytest.mark.parametrize("case", [Case(3, 2, 5, 8), Case(4, 1, 5, 8, layers=3), EVERYTHING])
+@pytest.mark.parametrize("case", [Case(3, 2, 5, 8), Case(4, 1, 5, 8, layers=3), EVERYTHING, *EACH_CELL])
 def test_flops_are_those_of_the_products(case):
     Counting.flops = 0
     parameters = {name: array.view(Counting) for name, array in case.parameters().items()}
-    reference.lstm(case.input().view(Counting), parameters)
+    run = getattr(reference, case.layer.lower())
+    for row, length in enumerate(case.lengths()):  # alone, so that none has steps past its length
+        run(case.input()[:length, [row]].view(Counting), parameters)
     assert case.flops == Counting.flops
 
 
 def test_the_recurrence_is_what_does_not_depend_on_the_input():
     with_input, almost_without = (Case(7, 2, inputs, 8, projection=3) for inputs in (50, 1))
-    assert with_input.recurrent_flops == almost_without.recurrent_flops
-    assert with_input.recurrent_flops == with_input.flops - 2 * 7 * 2 * 4 * 8 * 50
+    assert np.array_equal(with_input.recurrent_flops(), almost_without.recurrent_flops())
+    assert with_input.recurrent_flops().tolist() == [(with_input.flops - 2 * 7 * 2 * 4 * 8 * 50) / 7] * 7
     assert with_input.recurrent_bytes == 4 * (4 * 8 * 3 + 3 * 8)
-    assert EVERYTHING.streamed_bytes == 3 * 4 * EVERYTHING.recurrent_bytes
+    assert EVERYTHING.streamed_bytes == 4 * EVERYTHING.recurrent_bytes
 
 
-@pytest.mark.parametrize("case", [Case(3, 2, 5, 8), EVERYTHING])
+def test_the_recurrence_of_a_packed_case_has_fewer_rows_at_each_step():
+    case = Case(6, 3, 5, 8, cell="GRU", packed="linear")
+    assert case.batch_sizes().tolist() == [3, 3, 2, 2, 1, 1]
+    assert case.recurrent_flops().tolist() == [2 * rows * 3 * 8 * 8 for rows in (3, 3, 2, 2, 1, 1)]
+    assert case.recurrent_flops().sum() == case.flops - 2 * 12 * 3 * 8 * 5
+    assert case.streamed_bytes == case.recurrent_bytes == 4 * 3 * 8 * 8
+
+
+@pytest.mark.parametrize("case", [Case(3, 2, 5, 8), EVERYTHING, *EACH_CELL], ids=lambda case: case.shape)
 def test_parameters_and_input_fit(case):
-    lstm = LSTM.from_state_dict(case.parameters())
-    assert (lstm.input_size, lstm.hidden_size, lstm.num_layers) == (case.inputs, case.hidden, case.layers)
-    assert (lstm.bidirectional, lstm.proj_size, lstm.dtype) == (case.bidirectional, case.projection, case.dtype)
-    assert lstm(case.input())[0].shape == (case.steps, case.batch, case.directions * case.outputs)
+    layer, x = layer_of(case), input_of(case)
+    assert type(layer).__name__ == case.layer and getattr(layer, "nonlinearity", "") == case.nonlinearity
+    assert (layer.input_size, layer.hidden_size, layer.num_layers) == (case.inputs, case.hidden, case.layers)
+    assert (layer.bidirectional, layer.dtype, layer.training) == (case.bidirectional, case.dtype, False)
+    assert getattr(layer, "proj_size", 0) == case.projection
+    rows = (case.lengths().sum(),) if case.packed else (case.steps, case.batch)
+    output = layer(x)[0]
+    assert (output.data if case.packed else output).shape == (*rows, case.directions * case.outputs)
+    assert hasattr(x, "batch_sizes") == bool(case.packed)
     assert all(np.array_equal(array, case.parameters()[name]) for name, array in case.parameters().items())

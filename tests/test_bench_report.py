@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from nblstm import load
 from nblstm.commands.benchmark import machine, plot, report
 from nblstm.commands.benchmark.cases import Case
 from nblstm.commands.benchmark.results import CaseResult, Outcome, Results, load_results
@@ -73,6 +76,18 @@ def test_limits(results):
     many_rows = CaseResult(Case(10, 64, 100, 100), {"nblstm": Outcome([1e-2])}, [100e9], [80e9])
     results.cases.append(many_rows)
     assert results.limit(many_rows) == ("FMA", pytest.approx(many_rows.case.flops / 100e9))
+
+
+def test_the_limit_of_a_packed_case_is_that_of_each_step(results):
+    # Steps of 64, 48, 32 and 16 rows: the products of the last two take less than the streaming of the weights.
+    case = Case(4, 64, 100, 100, cell="GRU", packed="linear")
+    assert case.batch_sizes().tolist() == [64, 48, 32, 16]
+    numbers, stream, fma = 3 * 100 * 100, 100e9, 2e12
+    recurrent = [2 * numbers * 64 / fma, 2 * numbers * 48 / fma, *[4 * numbers / stream] * 2]
+    assert 2 * numbers * 48 / fma > 4 * numbers / stream > 2 * numbers * 32 / fma
+    results.cases = [CaseResult(case, {"nblstm": Outcome([1e-3])}, [fma], [stream])]
+    limit = results.limit(results.cases[0])
+    assert limit.seconds == pytest.approx(sum(recurrent) + 2 * numbers * 160 / fma)
 
 
 def test_text(results):
@@ -162,6 +177,30 @@ def test_documents(results, tmp_path, root_on_path):
     assert "old" not in written and "| lost | 1 | 0.50 | 0.50 | 0.50 |" in written
     with pytest.raises(ValueError, match=r"README.md has no lines <!-- scaling: begin -->"):
         replace_part(readme, "scaling", "text")
+
+
+def test_the_files_that_asv_loads(root_on_path, tmp_path):
+    from benchmarks.files import torch_file
+
+    parameters = Case(1, 1, 3, 4, layers=2).parameters()
+    path = tmp_path / "weights.pt"
+    path.write_bytes(torch_file(parameters))
+    assert_arrays_equal(load(path), parameters)
+
+
+def test_the_files_that_asv_loads_are_torchs(torch, root_on_path):
+    from benchmarks.files import torch_file
+
+    parameters = Case(1, 1, 3, 4, layers=2).parameters()
+    loaded = torch.load(io.BytesIO(torch_file(parameters)), weights_only=True)
+    assert_arrays_equal({name: tensor.numpy() for name, tensor in loaded.items()}, parameters)
+
+
+def assert_arrays_equal(found, expected):
+    assert list(found) == list(expected)
+    assert all(
+        found[name].dtype == array.dtype and np.array_equal(found[name], array) for name, array in expected.items()
+    )
 
 
 def test_scaling(root_on_path):

@@ -21,7 +21,7 @@ import numba
 
 from nblstm import get_num_threads
 from nblstm.commands.benchmark import machine, plot, report
-from nblstm.commands.benchmark.cases import SETS, Case, parse_shapes
+from nblstm.commands.benchmark.cases import FORM, SETS, Case, parse_shapes
 from nblstm.commands.benchmark.engines import ENGINES, OURS, parse_engines
 from nblstm.commands.benchmark.measure import QUICK, THOROUGH, Effort, bench
 from nblstm.commands.benchmark.process import EngineError
@@ -35,12 +35,11 @@ T = TypeVar("T")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
     sets = ", ".join(f"{name} ({len(cases)})" for name, cases in SETS.items())
-    form = "'T,B,I,H[,L][,bi][,P<size>][,f64]; ...'"
     engines = f"some of {', '.join(ENGINES)}, separated by commas (default: all that are installed)"
     quick = "two short rounds, and --set small if no other cases are asked for: less than a minute"
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--set", choices=SETS, metavar="NAME", help=f"a list of cases: {sets} (default: standard)")
-    which.add_argument("--shapes", type=_read(parse_shapes), metavar="LIST", help=f"your own cases: {form}")
+    which.add_argument("--shapes", type=_read(parse_shapes), metavar="LIST", help=f"your own cases: '{FORM}; ...'")
     parser.add_argument("--threads", type=_read(_threads), metavar="N", help="of every engine (default: all cores)")
     parser.add_argument("--engines", type=_read(parse_engines), metavar="LIST", help=engines)
     parser.add_argument("--rounds", type=_read(_rounds), metavar="N", help=f"default: {THOROUGH.rounds}")

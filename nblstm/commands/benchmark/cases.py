@@ -1,7 +1,10 @@
 """What is measured: one list of cases for ``python -m nblstm bench``, asv and the documents.
 
-A case is a network and an input to it. What is done with them is its `kind`: the name of the method with which every
-engine answers it (nblstm.commands.benchmark.engines).
+A case is a network and an input to it. Which network it is says its `cell`, by the name of the equations. What is done
+with them is its `kind`: the name of the method with which every engine answers it (nblstm.commands.benchmark.engines).
+
+An input of sequences of different lengths is `packed`: an engine that knows packed sequences gets one, packed before
+the clock starts, and the others get the padded batch with the lengths. Only the valid steps count as operations.
 """
 
 from __future__ import annotations
@@ -14,9 +17,20 @@ import numpy as np
 
 from nblstm.arrays import Array
 from nblstm.errors import message
+from nblstm.kernels import cells
 
 KINDS = ("inference",)
-_FORM = "T,B,I,H[,L][,bi][,P<size>][,f64]"
+CELLS = {"LSTM": cells.LSTM, "GRU": cells.GRU, "RNN_TANH": cells.RNN_TANH, "RNN_RELU": cells.RNN_RELU}
+LENGTHS = ("linear", "random")
+FORM = f"T,B,I,H[,L][,bi][,P<size>][,f64][,{'|'.join(CELLS)}][,{'|'.join(f'packed-{name}' for name in LENGTHS)}]"
+_OPTION = re.compile(
+    rf"(?P<bidirectional>bi)|P(?P<projection>[0-9]+)|(?P<dtype>f64)|(?P<cell>{'|'.join(CELLS)})"
+    rf"|packed-(?P<packed>{'|'.join(LENGTHS)})"
+)
+
+
+class NotOffered(Exception):
+    """An engine has no such network; says what it lacks."""
 
 
 @dataclass(frozen=True)
@@ -31,20 +45,22 @@ class Case:
     bidirectional: bool = False
     projection: int = 0  # P; 0: none
     dtype: str = "float32"
+    cell: str = "LSTM"  # one of CELLS
+    packed: str = ""  # one of LENGTHS; empty: all rows have T steps
     kind: str = "inference"
     name: str = ""  # where it comes from
 
     @property
     def shape(self) -> str:
-        """The sizes in short; those of one layer, one direction, no projection and float32 go without saying.
+        """The sizes in short; those of one layer, one direction, no projection, float32 and LSTM go without saying.
 
         >>> Case(100, 1, 40, 256, layers=2, bidirectional=True, projection=64, dtype="float64").shape
         'T100 B1 I40 H256 L2 bi P64 f64'
+        >>> Case(100, 16, 40, 256, cell="GRU", packed="linear").shape
+        'T100 B16 I40 H256 GRU packed-linear'
         """
         words = [f"T{self.steps}", f"B{self.batch}", f"I{self.inputs}", f"H{self.hidden}"]
-        words += [f"L{self.layers}"] * (self.layers > 1) + ["bi"] * self.bidirectional
-        words += [f"P{self.projection}"] * (self.projection > 0) + ["f64"] * (self.dtype == "float64")
-        return " ".join(words)
+        return " ".join(words + [f"L{self.layers}"] * (self.layers > 1) + self._options())
 
     @property
     def written(self) -> str:
@@ -53,9 +69,23 @@ class Case:
         >>> Case(100, 1, 40, 256, bidirectional=True, dtype="float64").written
         '100,1,40,256,1,bi,f64'
         """
-        words = [str(size) for size in (self.steps, self.batch, self.inputs, self.hidden, self.layers)]
-        words += ["bi"] * self.bidirectional + [f"P{self.projection}"] * (self.projection > 0)
-        return ",".join(words + ["f64"] * (self.dtype == "float64"))
+        sizes = [str(size) for size in (self.steps, self.batch, self.inputs, self.hidden, self.layers)]
+        return ",".join(sizes + self._options())
+
+    def _options(self) -> list[str]:
+        words = ["bi"] * self.bidirectional + [f"P{self.projection}"] * (self.projection > 0)
+        words += ["f64"] * (self.dtype == "float64") + [self.cell] * (self.cell != "LSTM")
+        return words + [f"packed-{self.packed}"] * bool(self.packed)
+
+    @property
+    def layer(self) -> str:
+        """The name of the layer's class, in torch and in nblstm: LSTM, GRU or RNN."""
+        return self.cell.partition("_")[0]
+
+    @property
+    def nonlinearity(self) -> str:
+        """What an RNN has instead of gates, as its class takes it: tanh or relu; empty for the others."""
+        return self.cell.partition("_")[2].lower()
 
     @property
     def directions(self) -> int:
@@ -67,13 +97,43 @@ class Case:
         """The size of h: P, or H without a projection."""
         return self.projection or self.hidden
 
+    @property
+    def rows(self) -> int:
+        """The rows of the weights of one layer and direction: those of all gates."""
+        return CELLS[self.cell].gates * self.hidden
+
+    def lengths(self) -> Array:
+        """Return the valid steps of each row, (B,): at most T, which one of them has; the same in every process.
+
+        ``linear``: in equal steps from T down, longest first. ``random``: 1 to T at random, in no order.
+
+        >>> Case(100, 4, 40, 256, packed="linear").lengths().tolist()
+        [100, 75, 50, 25]
+        """
+        if self.packed == "linear":
+            return -(-self.steps * np.arange(self.batch, 0, -1) // self.batch)
+        lengths = np.full(self.batch, self.steps)
+        if self.packed == "random":
+            lengths[:] = np.random.default_rng(2).integers(1, self.steps, self.batch, endpoint=True)
+            lengths[lengths.argmax()] = self.steps
+        return lengths
+
+    def batch_sizes(self) -> Array:
+        """Return the rows that are still running at each step, (T,).
+
+        >>> Case(6, 3, 40, 256, packed="linear").batch_sizes().tolist()
+        [3, 3, 2, 2, 1, 1]
+        """
+        sizes: Array = (self.lengths()[:, None] > np.arange(self.steps)).sum(axis=0)
+        return sizes
+
     def matrices(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Yield the name and the shape of each weight matrix, in torch's order."""
         for layer in range(self.layers):
             inputs = self.outputs * self.directions if layer else self.inputs
             for end in ["", "_reverse"][: self.directions]:
-                yield f"weight_ih_l{layer}{end}", (4 * self.hidden, inputs)
-                yield f"weight_hh_l{layer}{end}", (4 * self.hidden, self.outputs)
+                yield f"weight_ih_l{layer}{end}", (self.rows, inputs)
+                yield f"weight_hh_l{layer}{end}", (self.rows, self.outputs)
                 if self.projection:
                     yield f"weight_hr_l{layer}{end}", (self.projection, self.hidden)
 
@@ -84,16 +144,15 @@ class Case:
         >>> Case(steps=10, batch=3, inputs=5, hidden=7).flops == 2 * 10 * 3 * (28 * 5 + 28 * 7)
         True
         """
-        return 2 * self.steps * self.batch * sum(rows * columns for _, (rows, columns) in self.matrices())
+        return 2 * int(self.lengths().sum()) * sum(rows * columns for _, (rows, columns) in self.matrices())
 
-    @property
-    def recurrent_flops(self) -> int:
-        """Those of them that have to wait for the step before."""
-        return 2 * self.steps * self.batch * self.layers * self.directions * self._recurrent_numbers
+    def recurrent_flops(self) -> Array:
+        """Return those of each step that have to wait for the step before, (T,)."""
+        return 2 * self.layers * self.directions * self._recurrent_numbers * self.batch_sizes()
 
     @property
     def _recurrent_numbers(self) -> int:
-        return 4 * self.hidden * self.outputs + self.projection * self.hidden
+        return self.rows * self.outputs + self.projection * self.hidden
 
     @property
     def recurrent_bytes(self) -> int:
@@ -102,8 +161,8 @@ class Case:
 
     @property
     def streamed_bytes(self) -> int:
-        """What a call reads of those weights if it reads them once a step: h(t) has to be known before h(t + 1)."""
-        return self.steps * self.layers * self.directions * self.recurrent_bytes
+        """What each step of a call reads of those weights: h(t) has to be known before h(t + 1)."""
+        return self.layers * self.directions * self.recurrent_bytes
 
     def parameters(self) -> dict[str, Array]:
         """Return the weights by torch's names; the same ones in every process."""
@@ -118,11 +177,11 @@ class Case:
             arrays[name] = draw(*shape)
             if name.startswith("weight_hh"):
                 ending = name.removeprefix("weight_hh")
-                arrays |= {f"bias_ih{ending}": draw(4 * self.hidden), f"bias_hh{ending}": draw(4 * self.hidden)}
+                arrays |= {f"bias_ih{ending}": draw(self.rows), f"bias_hh{ending}": draw(self.rows)}
         return arrays
 
     def input(self) -> Array:
-        """Return the input (T, B, I); the same in every process."""
+        """Return the input (T, B, I), padded if there are `lengths`; the same in every process."""
         shape = (self.steps, self.batch, self.inputs)
         return np.random.default_rng(1).standard_normal(shape).astype(self.dtype)
 
@@ -130,8 +189,8 @@ class Case:
 def parse_shapes(text: str) -> list[Case]:
     """Return the cases in `text`, separated by semicolons; ValueError for what is not one.
 
-    >>> [case.shape for case in parse_shapes("25,1,512,512; 100,16,40,200,2,bi,P64,f64")]
-    ['T25 B1 I512 H512', 'T100 B16 I40 H200 L2 bi P64 f64']
+    >>> [case.shape for case in parse_shapes("25,1,512,512; 100,16,40,200,2,bi,f64,GRU,packed-random")]
+    ['T25 B1 I512 H512', 'T100 B16 I40 H200 L2 bi f64 GRU packed-random']
     """
     return [_parse_shape(shape.strip()) for shape in text.split(";")]
 
@@ -139,20 +198,30 @@ def parse_shapes(text: str) -> list[Case]:
 def _parse_shape(text: str) -> Case:
     words = [word.strip() for word in text.split(",")]
     numbers = [int(word) for word in words if re.fullmatch(r"[0-9]+", word)]
-    options = words[len(numbers) :]
-    sizes_first = not any(re.fullmatch(r"[0-9]+", word) for word in options)
-    known = all(re.fullmatch(r"bi|P[0-9]+|f64", option) for option in options)
-    if not (sizes_first and known and 4 <= len(numbers) <= 5 and len({word[0] for word in options}) == len(options)):
-        hint = "For example: 100,1,256,256 or 70,7,200,200,2,bi,P64,f64"
-        raise ValueError(message("shape", _FORM, repr(text), hint=hint))
-    projections = [int(option[1:]) for option in options if option[0] == "P"]
+    options = [_OPTION.fullmatch(word) for word in words[len(numbers) :]]
+    found = {str(option.lastgroup): option[option.lastgroup] for option in options if option and option.lastgroup}
+    if not (4 <= len(numbers) <= 5 and len(found) == len(options)):  # a number among the options is none of them
+        hint = "For example: 100,1,256,256 or 70,7,200,200,2,bi,P64,f64 or 100,16,256,256,GRU,packed-random"
+        raise ValueError(message("shape", FORM, repr(text), hint=hint))
     steps, batch, inputs, hidden, layers = [*numbers, 1][:5]
-    dtype = "float64" if "f64" in options else "float32"
-    case = Case(steps, batch, inputs, hidden, layers, "bi" in options, sum(projections), dtype)
-    if min([*numbers, *projections]) < 1:
+    case = Case(
+        steps,
+        batch,
+        inputs,
+        hidden,
+        layers,
+        bidirectional="bidirectional" in found,
+        projection=int(found.get("projection", 0)),
+        dtype="float64" if "dtype" in found else "float32",
+        cell=found.get("cell", "LSTM"),
+        packed=found.get("packed", ""),
+    )
+    if min([*numbers, int(found.get("projection", 1))]) < 1:
         raise ValueError(message("shape", "sizes of at least 1", repr(text)))
     if case.projection >= case.hidden:
         raise ValueError(message("shape", f"P < {case.hidden}", repr(text), because=f"H={case.hidden}"))
+    if case.projection and case.cell != "LSTM":
+        raise ValueError(message("shape", "no P", repr(text), because="only an LSTM has a projection"))
     return case
 
 
@@ -182,6 +251,24 @@ VARIANTS = [
     Case(100, 1, 256, 256, dtype="float64", name="float64"),
     Case(100, 16, 256, 256, dtype="float64", name="float64"),
 ]
+# What peers do by slower ways than an LSTM in float32 of rows of one length.
+_SIZES = [(100, batch, size, size) for batch in (1, 32) for size in (128, 512)]
+LAYERS = [
+    *(Case(*sizes, cell="GRU", name="GRU") for sizes in _SIZES),
+    *(Case(*sizes, cell="RNN_TANH", name="RNN") for sizes in _SIZES),
+    Case(100, 32, 256, 256, cell="RNN_RELU", name="RNN"),
+    *(Case(100, batch, 256, 512, projection=256, name="projection") for batch in (1, 32)),
+    *(
+        Case(100, batch, 256, 256, dtype="float64", cell=cell, name="float64")
+        for cell in ("LSTM", "GRU")
+        for batch in (1, 32)
+    ),
+    *(
+        Case(100, 32, 256, 256, cell=cell, packed=lengths, name="packed")
+        for cell in ("LSTM", "GRU", "RNN_TANH")
+        for lengths in LENGTHS
+    ),
+]
 GRID = [Case(100, batch, size, size) for size in (48, 128, 200, 256, 512, 1000) for batch in (1, 4, 16, 64)]
 # One of each sort, all of them short.
 SMALL = [ODD[0], SERVER[2], SERVER[3], NETWORKS[1], NETWORKS[2], VARIANTS[0], VARIANTS[2], VARIANTS[4], VARIANTS[6]]
@@ -192,6 +279,7 @@ SETS = {
     "networks": NETWORKS,
     "odd": ODD,
     "variants": VARIANTS,
+    "layers": LAYERS,
     "grid": GRID,
     "small": SMALL,
 }

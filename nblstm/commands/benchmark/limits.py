@@ -3,8 +3,9 @@
 Two things bound a call. The multiply-adds: their peak is that of the register tile on all threads at once. And the
 recurrent weights, which each step needs anew: the rate at which they stream is that of one row times as many weights
 as the network has, shared out among the threads, from whichever cache holds them. The products with the input wait for
-nothing and take ``their flops / fma``; those with the state then take the longer of ``their flops / fma`` and
-``T * their bytes / stream``. The sum is the case's own limit (nblstm.commands.benchmark.results).
+nothing and take ``their flops / fma``; those with the state then take, at every step, the longer of ``its flops / fma``
+and ``its bytes / stream``: the rows of a packed batch grow fewer, the weights do not. The sum is the case's own limit
+(nblstm.commands.benchmark.results).
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Limits:
         """Return what measures the case's two limits for a number of seconds: operations and bytes a second."""
         width = PANEL_VECTORS * lanes(np.dtype(case.dtype).itemsize)
         peak = product_of(ROWS, _PEAK_TERMS, width * self.slices, case.dtype, self.slices)
-        stream = product_of(1, case.outputs, 4 * case.hidden, case.dtype, self.slices)
+        stream = product_of(1, case.outputs, case.rows, case.dtype, self.slices)
 
         def measure(budget: float) -> dict[str, float]:
             return {

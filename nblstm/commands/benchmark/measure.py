@@ -15,7 +15,7 @@ from nblstm.commands.benchmark.limits import NAME as LIMITS
 from nblstm.commands.benchmark.process import EngineError, EngineProcess, question_of
 from nblstm.commands.benchmark.results import CaseResult, Outcome
 
-# How far an engine's output may lie from nblstm's, whose entries lie between -1 and 1.
+# How far an engine's output may lie from nblstm's, whose entries lie between -1 and 1, or not far beyond with relu.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 
 

@@ -17,7 +17,7 @@ def save_png(path: Path, results: Results) -> None:
     from matplotlib.figure import Figure
 
     height = 1.6 + 0.24 * len(results.cases)
-    figure = Figure(figsize=(10, height), layout="constrained")
+    figure = Figure(figsize=(11, height), layout="constrained")
     speeds, shares = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1.2))
     _draw_speeds(speeds, results)
     _draw_shares(shares, results)
@@ -57,4 +57,4 @@ def _draw_shares(axes: Any, results: Results) -> None:
             axes.annotate(f" {limit.name}", (0, row), va="center", fontsize=7)
     axes.set_xlim(0, 1.05)
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.set_title("Share of this machine's limit", loc="left", fontsize=10)
+    axes.set_title("Share of the limit", loc="left", fontsize=10)

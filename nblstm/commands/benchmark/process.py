@@ -25,8 +25,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from nblstm.commands.benchmark.cases import Case
-from nblstm.commands.benchmark.engines import ENGINES, Engine, NotOffered, Prepared
+from nblstm.commands.benchmark.cases import Case, NotOffered
+from nblstm.commands.benchmark.engines import ENGINES, Engine, Prepared
 from nblstm.commands.benchmark.limits import NAME as LIMITS
 from nblstm.commands.benchmark.limits import Limits
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from nblstm.commands.benchmark.cases import Case
 from nblstm.commands.benchmark.engines import OURS
 from nblstm.commands.benchmark.machine import cache_of
@@ -33,7 +35,7 @@ class Outcome:
 
 
 class Limit(NamedTuple):
-    """The least time that this machine needs for a case, and what the recurrence takes it for."""
+    """The least time that this machine needs for a case, and what most of the recurrence takes it for."""
 
     name: str  # FMA, or the cache that the weights stream from
     seconds: float
@@ -97,10 +99,11 @@ class Results:
         if not fma or not result.stream:
             return None
         level = cache_of(self.machine["caches"], case.recurrent_bytes / threads, threads)
-        computing = Limit("FMA", case.recurrent_flops / fma)
-        streaming = Limit(level, case.streamed_bytes / max(result.stream))
-        longer = max(computing, streaming, key=lambda limit: limit.seconds)
-        return longer._replace(seconds=longer.seconds + (case.flops - case.recurrent_flops) / fma)
+        computing = case.recurrent_flops() / fma
+        streaming = np.full(case.steps, case.streamed_bytes / max(result.stream))
+        name = "FMA" if computing.sum() >= streaming.sum() else level
+        recurrence = float(np.maximum(computing, streaming).sum())
+        return Limit(name, recurrence + float(case.flops - case.recurrent_flops().sum()) / fma)
 
     def share(self, result: CaseResult) -> float | None:
         """Return the share of that limit at which nblstm runs."""
