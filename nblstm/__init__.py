@@ -7,6 +7,7 @@
 (10, 1, 8)
 """
 
+from nblstm import functional
 from nblstm.layers.cells import GRUCell, LSTMCell, RNNCell
 from nblstm.layers.gru import GRU
 from nblstm.layers.lstm import LSTM
@@ -33,6 +34,7 @@ __all__ = [
     "LSTMCell",
     "PackedSequence",
     "RNNCell",
+    "functional",
     "get_num_threads",
     "load",
     "num_threads",

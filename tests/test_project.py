@@ -28,8 +28,8 @@ FLOORS = [
     {"arrays", "errors"},
     {"kernels", "reference", "threads"},
     {"engine", "sequences", "weights"},
-    {"functional", "layers", "nopython"},
-    {"__init__", "__main__", "commands", "cuda", "torch", "training"},
+    {"layers", "nopython"},
+    {"__init__", "__main__", "commands", "cuda", "functional", "torch", "training"},
 ]
 TOP = len(FLOORS) - 1
 NUMBA_COMPILERS = {"cfunc", "generated_jit", "guvectorize", "jit", "jit_module", "njit", "stencil", "vectorize"}
