@@ -93,7 +93,7 @@ def planned(case: Case, threads: int) -> float:
         shapes = {name.partition("_l")[0]: shape for name, shape in case.matrices() if name.endswith(f"_l{layer}")}
         w_ih, w_hh = (np.zeros(shapes[name], case.dtype) for name in ("weight_ih", "weight_hh"))
         weights = pack_direction(CELLS[case.cell], w_ih, w_hh, None, None, None)
-        chosen = plan.choose(weights, case.directions, case.steps, case.batch, threads)
+        chosen = plan.choose(weights, case.directions, case.steps, case.batch, case.batch, threads)
         total += plan.estimate(chosen, weights, case.directions, case.steps, case.batch)
     return total * 1e-9
 

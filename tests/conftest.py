@@ -30,6 +30,12 @@ def case(request: pytest.FixtureRequest) -> cases.Case:
     return found
 
 
+@pytest.fixture(params=cases.KINDS.values(), ids=list(cases.KINDS))
+def build(request: pytest.FixtureRequest) -> Any:
+    """Return the constructor of each kind of layer in turn."""
+    return request.param
+
+
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
 def dtype(request: pytest.FixtureRequest) -> Any:
     """Each dtype that the kernels compute in."""

@@ -8,20 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import assert_same_bits, in_small_chunks, oracle, random_inputs
+from cases import KINDS, assert_close, assert_same_bits, in_small_chunks, oracle, random_inputs, torch_twin
 
 import nblstm
-from nblstm import LSTM, reference
 
 STEPS, BATCH = 9, 7
 
 
-def _layer(dropout: float = 0.5, seed: int = 1, **arguments: Any) -> LSTM:
-    return LSTM(5, 12, **{"num_layers": 2, **arguments}, dropout=dropout, seed=seed)
+def _layer(dropout: float = 0.5, seed: int = 1, kind: str = "LSTM", **arguments: Any) -> Any:
+    return KINDS[kind](5, 12, **{"num_layers": 2, **arguments}, dropout=dropout, seed=seed)
 
 
-def _masks(layer: LSTM, call: int, steps: int = STEPS, batch: int = BATCH) -> Any:
-    """Return the mask (T, B, F) between the two layers of a layer of that shape, read off its output.
+def _masks(layer: Any, call: int, steps: int = STEPS, batch: int = BATCH) -> Any:
+    """Return the mask (T, B, F) between the two layers of an LSTM of that shape, read off its output.
 
     With its gates held open, and the forget gate shut, a layer puts out tanh(tanh(W x + b)): the lower one a constant,
     the upper one that constant times the mask.
@@ -39,22 +38,17 @@ def _masks(layer: LSTM, call: int, steps: int = STEPS, batch: int = BATCH) -> An
     return np.arctanh(np.arctanh(output)) / np.tanh(np.tanh(0.1))
 
 
-def test_mask_and_oracle() -> None:
-    layer = _layer()
+@pytest.mark.parametrize("kind", KINDS)
+def test_mask_and_oracle(kind: str) -> None:
+    """The mask has nothing to do with the kind of layer."""
+    layer = _layer(kind=kind)
     x, hx = random_inputs(layer, STEPS, BATCH)
-    mask = np.round(_masks(layer, call=3), 6)
+    mask = np.round(_masks(_layer(), call=3), 6)
     assert set(mask.ravel()) == {0.0, 2.0}
-    exact = reference.lstm(
-        x.astype(np.float64),
-        {name: array.astype(np.float64) for name, array in layer.named_parameters()},
-        (hx[0].astype(np.float64), hx[1].astype(np.float64)),
-        masks=[mask],
-    )
-    usual = oracle(layer.eval(), x, hx)
-    layer.train()
     got = layer(x, hx, dropout_call=3)
-    for found, expected in zip((got[0], *got[1]), (exact[0], *exact[1]), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert_close(got, oracle(layer, x, hx, masks=[mask]), atol=1e-6)
+    usual = oracle(layer, x, hx)
+    assert_close(layer.eval()(x, hx), usual, atol=1e-6)
     assert np.abs(got[0] - usual[0]).max() > 1e-3
 
 
@@ -84,7 +78,11 @@ def test_mask_depends_on_call_and_seed_alone() -> None:
     assert (_masks(_layer(seed=2), call=0) != mask).any()
 
 
-@pytest.mark.parametrize("arguments", [{}, {"num_layers": 3}, {"bidirectional": True}, {"proj_size": 5}], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"num_layers": 3}, {"bidirectional": True}, {"proj_size": 5}, {"kind": "GRU"}, {"kind": "RNN"}],
+    ids=str,
+)
 def test_same_mask_in_every_form_of_input(arguments: dict[str, Any]) -> None:
     layer = _layer(**arguments)
     x, hx = random_inputs(layer, STEPS, BATCH)
@@ -145,11 +143,12 @@ def test_no_dropout() -> None:
     assert_same_bits(_layer(0.5).eval()(x, hx, dropout_call=3), expected)
 
 
-def test_certain_dropout_is_that_of_torch(torch: Any) -> None:
-    layer = _layer(1.0)
-    module = torch.nn.LSTM(5, 12, 2, dropout=1.0)
-    module.load_state_dict({name: torch.tensor(array) for name, array in layer.named_parameters()})
-    x, hx = random_inputs(layer, STEPS, BATCH)
-    with torch.inference_mode():
-        expected, _ = module(torch.tensor(x), tuple(torch.tensor(state) for state in hx))
-    np.testing.assert_allclose(layer(x, hx)[0], expected.numpy(), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("kind", KINDS)
+def test_certain_dropout_is_that_of_torch(kind: str, torch: Any) -> None:
+    layer = _layer(1.0, kind=kind)
+    module = torch_twin(torch, layer).train()
+    module.dropout = 1.0
+    x, _ = random_inputs(layer, STEPS, BATCH)
+    with torch.no_grad():
+        expected, _ = module(torch.tensor(x))
+    np.testing.assert_allclose(layer(x)[0], expected.numpy(), rtol=0, atol=1e-6)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import as_tuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nblstm
-from nblstm import LSTM, LSTMCell
+from nblstm import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 REFUSED = (ValueError, TypeError, RuntimeError)
 JUNK = [None, "", "text", -1, 0, 1, 2, 2.5, float("nan"), True, [], {}, object(), np.float32(1), np.zeros(2), b"bytes"]
@@ -50,17 +51,29 @@ layers = st.sampled_from(
         LSTM(3, 4, seed=1),
         LSTM(2, 5, num_layers=2, dropout=0.5, batch_first=True, seed=1),
         LSTM(1, 3, bidirectional=True, proj_size=2, seed=1),
+        GRU(3, 4, batch_first=True, seed=1),
+        RNN(2, 5, 2, "relu", bidirectional=True, seed=1),
     ]
 )
+cells = st.sampled_from([LSTMCell(3, 4, seed=1), GRUCell(3, 4, seed=1), RNNCell(3, 4, nonlinearity="relu", seed=1)])
 
 
 @settings(max_examples=300)
-@given(arguments=st.tuples(sizes, sizes, sizes, flags, flags, junk, flags, sizes), dtype=st.one_of(st.none(), junk))
-def test_constructor(arguments: Any, dtype: Any) -> None:
+@given(
+    kind=st.sampled_from([(LSTM, "proj_size", sizes), (RNN, "nonlinearity", st.sampled_from(["tanh", "relu"]) | junk)]),
+    arguments=st.tuples(sizes, sizes, sizes),
+    options=st.tuples(flags, flags, junk, flags),
+    dtype=st.one_of(st.none(), junk),
+    data=st.data(),
+)
+def test_constructor(kind: Any, arguments: Any, options: Any, dtype: Any, data: st.DataObject) -> None:
+    build, own, values = kind
+    named = dict(zip(("bias", "batch_first", "dropout", "bidirectional"), options, strict=True))
+    named |= {own: data.draw(values)} | ({} if dtype is None else {"dtype": dtype})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # dropout in a single layer
-            layer = LSTM(*arguments, **({} if dtype is None else {"dtype": dtype}))
+            layer = build(*arguments, **named)
     except REFUSED:
         return
     assert layer(np.zeros((2, 1, layer.input_size), layer.dtype))[0].shape[:2] == (2, 1)
@@ -68,7 +81,7 @@ def test_constructor(arguments: Any, dtype: Any) -> None:
 
 @settings(max_examples=600)
 @given(layer=layers, x=anything, hx=st.one_of(st.none(), anything, st.tuples(anything, anything)), out=anything)
-def test_any_arrays(layer: LSTM, x: Any, hx: Any, out: Any) -> None:
+def test_any_arrays(layer: Any, x: Any, hx: Any, out: Any) -> None:
     try:
         output, _ = layer(x, hx, out=out)
     except REFUSED:
@@ -78,7 +91,7 @@ def test_any_arrays(layer: LSTM, x: Any, hx: Any, out: Any) -> None:
 
 @settings(max_examples=600)
 @given(data=st.data(), layer=layers)
-def test_nearly_right_calls(data: st.DataObject, layer: LSTM) -> None:
+def test_nearly_right_calls(data: st.DataObject, layer: Any) -> None:
     """Right calls of which one or two sizes, or one argument, may be off."""
     draw = data.draw
     near = st.sampled_from([0, 0, 0, 0, 0, 0, 0, 0, 1, -1])
@@ -90,7 +103,8 @@ def test_nearly_right_calls(data: st.DataObject, layer: LSTM) -> None:
         return np.zeros([max(0, size + draw(near)) for size in shape], np.float32)
 
     x = zeros(first, second, layer.input_size)
-    hx = draw(st.sampled_from([None, (zeros(rows, batch, outputs), zeros(rows, batch, layer.hidden_size))]))
+    states = zeros(rows, batch, outputs), zeros(rows, batch, layer.hidden_size)
+    hx = draw(st.sampled_from([None, states, states[0]]))
     out = draw(st.sampled_from([None, zeros(first, second, outputs * (1 + layer.bidirectional))]))
     lengths = draw(st.one_of(st.none(), st.lists(st.integers(0, 7), min_size=max(0, batch - 1), max_size=batch + 1)))
     call = draw(st.one_of(st.none(), st.integers(-1, 2**64)))
@@ -109,7 +123,7 @@ def test_nearly_right_calls(data: st.DataObject, layer: LSTM) -> None:
     order=st.one_of(st.none(), st.permutations([0, 1, 2]), anything),
     inverse=st.one_of(st.none(), st.permutations([0, 1, 2]), anything),
 )
-def test_packed_sequences(layer: LSTM, data: Any, batch_sizes: Any, order: Any, inverse: Any) -> None:
+def test_packed_sequences(layer: Any, data: Any, batch_sizes: Any, order: Any, inverse: Any) -> None:
     packed = nblstm.PackedSequence(data, batch_sizes, order, inverse)
     for call in (layer, nblstm.pad_packed_sequence, nblstm.unpack_sequence):
         try:
@@ -119,13 +133,13 @@ def test_packed_sequences(layer: LSTM, data: Any, batch_sizes: Any, order: Any, 
 
 
 @settings(max_examples=300)
-@given(x=anything, hx=st.one_of(st.none(), anything, st.tuples(anything, anything)))
-def test_cell(x: Any, hx: Any) -> None:
+@given(cell=cells, x=anything, hx=st.one_of(st.none(), anything, st.tuples(anything, anything)))
+def test_cell(cell: Any, x: Any, hx: Any) -> None:
     try:
-        h, _ = LSTMCell(3, 4, seed=1)(x, hx)
+        states = cell(x, hx)
     except REFUSED:
         return
-    assert h.shape[-1] == 4
+    assert all(state.shape[-1] == 4 for state in as_tuple(states))
 
 
 @settings(max_examples=300)
@@ -161,6 +175,7 @@ def test_weights(
         calls = (
             lambda given=state_dict: LSTM.from_state_dict(given, prefix),
             lambda given=state_dict: LSTMCell.from_state_dict(given, prefix, dtype=other),
+            lambda given=state_dict: RNN.from_state_dict(given, prefix, nonlinearity=other),
             lambda given=state_dict: nblstm.save(path, given),
         )
         for call in calls:

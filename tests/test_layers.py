@@ -1,34 +1,32 @@
-"""LSTM as an object: parameters, state dicts, copies, modes, representation, many threads."""
+"""Layers as objects: parameters, state dicts, copies, modes, representation."""
 
 from __future__ import annotations
 
 import copy
 import math
-import os
 import pickle
-import subprocess
-import sys
-import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import Case, assert_same_bits, random_inputs, torch_twin
+from cases import KINDS, Case, assert_same_bits, own_options, random_inputs, torch_twin
 
-from nblstm import LSTM, LSTMCell
-from nblstm.layers import base
+from nblstm import GRU, LSTM, RNN, LSTMCell, RNNCell
 
-LAYERS = [
-    {},
-    {"num_layers": 2},
-    {"bias": False},
-    {"batch_first": True},
-    {"num_layers": 3, "dropout": 0.25},
-    {"bidirectional": True},
-    {"proj_size": 2},
-    {"num_layers": 2, "bias": False, "batch_first": True, "dropout": 0.5, "bidirectional": True, "proj_size": 3},
+ALL = {"num_layers": 2, "bias": False, "batch_first": True, "dropout": 0.5, "bidirectional": True}
+LAYERS: list[tuple[str, dict[str, Any]]] = [
+    ("LSTM", {}),
+    ("LSTM", {"num_layers": 2}),
+    ("LSTM", {"bias": False}),
+    ("LSTM", {"batch_first": True}),
+    ("LSTM", {"num_layers": 3, "dropout": 0.25}),
+    ("LSTM", {"proj_size": 2}),
+    ("LSTM", {**ALL, "proj_size": 3}),
+    ("GRU", {}),
+    ("GRU", ALL),
+    ("RNN", ALL),
+    ("RNN relu", {"num_layers": 2}),
 ]
 
 
@@ -37,10 +35,11 @@ def layer() -> LSTM:
     return LSTM(3, 4, num_layers=2, bidirectional=True, proj_size=2, seed=1)
 
 
-@pytest.mark.parametrize("arguments", LAYERS, ids=str)
-def test_torch_prints_and_names_the_same(arguments: dict[str, Any], torch: Any) -> None:
-    layer, module = LSTM(5, 6, **arguments), torch.nn.LSTM(5, 6, **arguments)
-    assert repr(layer) == repr(module)
+@pytest.mark.parametrize(("kind", "arguments"), LAYERS, ids=str)
+def test_torch_prints_and_names_the_same(kind: str, arguments: dict[str, Any], torch: Any) -> None:
+    layer = KINDS[kind](5, 6, **arguments)
+    module = getattr(torch.nn, type(layer).__name__)(5, 6, **arguments, **own_options(layer))
+    assert repr(layer).replace(", nonlinearity='relu'", "") == repr(module)  # torch does not say it
     assert [(name, tuple(tensor.shape)) for name, tensor in module.named_parameters()] == [
         (name, array.shape) for name, array in layer.named_parameters()
     ]
@@ -55,6 +54,15 @@ def test_attributes(layer: LSTM) -> None:
     assert "weight_hr_l0" in dir(layer)
     with pytest.raises(AttributeError, match="'LSTM' object has no attribute 'weight_ih_l2'"):
         _ = layer.weight_ih_l2
+
+
+def test_an_rnn_says_what_its_nonlinearity_is() -> None:
+    assert repr(RNN(3, 4, 2, "relu")) == "RNN(3, 4, num_layers=2, nonlinearity='relu')"
+    assert repr(RNNCell(3, 4, False, "relu")) == "RNNCell(3, 4, bias=False, nonlinearity='relu')"
+    for layer in (RNN(3, 4), RNNCell(3, 4)):
+        assert layer.nonlinearity == "tanh"
+        with pytest.raises(AttributeError, match="nonlinearity cannot change after construction"):
+            layer.nonlinearity = "relu"
 
 
 def test_initial_parameters() -> None:
@@ -194,7 +202,7 @@ def test_parameters_come_in_a_mapping_of_arrays(layer: LSTM, method: str, value:
 
 def test_torch_state_dict(case: Case, torch: Any) -> None:
     module = torch_twin(torch, case.layer())
-    layer = LSTM(case.input_size, case.hidden_size, **case.arguments)
+    layer = KINDS[case.kind](case.input_size, case.hidden_size, **case.arguments)
     layer.load_state_dict(module.state_dict())
     assert_same_bits(tuple(layer.state_dict().values()), tuple(case.layer().state_dict().values()))
 
@@ -203,7 +211,8 @@ def test_torch_state_dict(case: Case, torch: Any) -> None:
 def test_from_state_dict(case: Case, dtype: Any, prefix: str) -> None:
     layer = case.layer(dtype)
     state_dict = {prefix + name: array for name, array in layer.named_parameters()}
-    for found in (LSTM.from_state_dict(state_dict, prefix), LSTM.from_state_dict(state_dict)):
+    kind, own = type(layer), own_options(layer)
+    for found in (kind.from_state_dict(state_dict, prefix, **own), kind.from_state_dict(state_dict, **own)):
         assert repr(found) == repr(layer)
         assert found.dtype == dtype
         x, hx = case.inputs(dtype)
@@ -222,6 +231,25 @@ def test_from_state_dict_options(layer: LSTM) -> None:
     with pytest.raises(ValueError, match=r"one\.[\s\S]*two\."):
         LSTM.from_state_dict(two)
     assert repr(LSTM.from_state_dict({**two, "head.weight": np.zeros((1, 2))}, "two.")) == repr(layer)
+
+
+def test_from_state_dict_takes_the_layer_of_its_kind() -> None:
+    """Gates are counted in the shapes; a nonlinearity is in no weight."""
+    layers = [LSTM(3, 4, seed=1), GRU(3, 4, seed=2), RNN(3, 4, seed=3)]
+    model = {f"{type(layer).__name__}.{name}": array for layer in layers for name, array in layer.named_parameters()}
+    for layer in layers:
+        assert_same_bits(type(layer).from_state_dict(model).weight_hh_l0, layer.weight_hh_l0)
+    assert RNN.from_state_dict(model).nonlinearity == "tanh"
+    assert RNN.from_state_dict(model, nonlinearity="relu").nonlinearity == "relu"
+    with pytest.raises(ValueError, match="Unknown nonlinearity 'sine'"):
+        RNN.from_state_dict(model, nonlinearity="sine")
+    with pytest.raises(TypeError, match="nonlinearity"):
+        GRU.from_state_dict(model, nonlinearity="relu")
+    with pytest.raises(ValueError, match="the weights of LSTM"):
+        GRU.from_state_dict(layers[0].state_dict())
+    projected = {**layers[1].state_dict(), "weight_hr_l0": np.zeros((2, 4)), "weight_hh_l0": np.zeros((12, 2))}
+    with pytest.raises(ValueError, match="GRU has no projection"):
+        GRU.from_state_dict(projected)
 
 
 @pytest.mark.parametrize("kind", [LSTM, LSTMCell])
@@ -264,10 +292,10 @@ def test_modes(layer: LSTM) -> None:
         layer.train(1)
 
 
-@pytest.mark.parametrize("arguments", LAYERS, ids=str)
+@pytest.mark.parametrize(("kind", "arguments"), LAYERS, ids=str)
 @pytest.mark.parametrize("called", [False, True], ids=["new", "called before"])
-def test_copies(arguments: dict[str, Any], called: bool, dtype: Any) -> None:
-    layer = LSTM(5, 6, **arguments, dtype=dtype, seed=1)
+def test_copies(kind: str, arguments: dict[str, Any], called: bool, dtype: Any) -> None:
+    layer = KINDS[kind](5, 6, **arguments, dtype=dtype, seed=1)
     x, hx = random_inputs(layer, 4, 4)
     if called:
         layer(x, hx)
@@ -281,7 +309,7 @@ def test_copies(arguments: dict[str, Any], called: bool, dtype: Any) -> None:
             twin.weight_ih_l0[...] = 0
         for result in expected:
             assert_same_bits(twin(x, hx), result)
-        twin.set_parameters({"weight_ih_l0": np.zeros((24, 5))})
+        twin.set_parameters({"weight_ih_l0": np.zeros_like(layer.weight_ih_l0)})
     assert layer.weight_ih_l0.any()
 
 
@@ -295,88 +323,13 @@ def test_unpickled_weights_are_a_copy_of_what_they_came_in(layer: LSTM) -> None:
     assert_same_bits(twin.weight_ih_l0, layer.weight_ih_l0)
 
 
-def test_dropout_of_a_single_layer_warns_as_in_torch(torch: Any) -> None:
+def test_dropout_of_a_single_layer_warns_as_in_torch(build: Any, torch: Any) -> None:
     with pytest.warns(UserWarning, match="num_layers greater than 1") as theirs:
         torch.nn.LSTM(3, 4, dropout=0.5)
     with pytest.warns(UserWarning, match="num_layers greater than 1") as ours:
-        LSTM(3, 4, dropout=0.5)
+        build(3, 4, dropout=0.5)
     assert str(ours[0].message) == str(theirs[0].message)
     assert ours[0].filename == __file__
-
-
-def test_many_threads_call_while_one_sets_weights() -> None:
-    """Every call sees one version of the weights, whole."""
-    layer = LSTM(5, 40, num_layers=2, seed=1)
-    versions = [LSTM(5, 40, num_layers=2, seed=seed).state_dict() for seed in range(3)]
-    x, hx = random_inputs(layer, 20, 3)
-    results = set()
-    for version in versions:
-        layer.load_state_dict(version)
-        results.add(layer(x, hx)[0].tobytes())
-
-    def call(_: int) -> bytes:
-        return layer(x, hx)[0].tobytes()
-
-    def set_weights(round_number: int) -> None:
-        layer.load_state_dict(versions[round_number % 3])
-
-    with ThreadPoolExecutor(8) as pool:
-        setting = pool.map(set_weights, range(100))
-        found = set(pool.map(call, range(200)))
-        list(setting)
-    assert found <= results
-
-
-def test_no_update_of_another_parameter_is_lost(layer: LSTM, monkeypatch: pytest.MonkeyPatch) -> None:
-    class SlowWeights(base.Weights):
-        def __init__(self, parameters: Any) -> None:
-            time.sleep(0.01)
-            super().__init__(parameters)
-
-    monkeypatch.setattr(base, "Weights", SlowWeights)
-    ones = [{name: np.ones_like(array)} for name, array in layer.named_parameters()]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(layer.set_parameters, ones))
-    assert all((array == 1).all() for _, array in layer.named_parameters())
-
-
-def test_an_update_made_while_another_one_reads_its_arrays_is_kept(layer: LSTM) -> None:
-    class Nested:
-        def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-            layer.set_parameters({"bias_hh_l0": np.full(16, 2.0)})
-            return np.ones(16)
-
-    layer.set_parameters({"bias_ih_l0": Nested()})
-    assert (layer.bias_ih_l0.max(), layer.bias_hh_l0.max()) == (1, 2)
-
-
-FORKS = """
-import os, threading
-import numpy as np
-from nblstm import LSTM
-
-layer = LSTM(300, 300)
-mine = {"weight_ih_l0": np.zeros((1200, 300))}
-stop = threading.Event()
-
-def work():
-    while not stop.is_set():
-        layer.set_parameters(mine)
-
-threading.Thread(target=work).start()
-for _ in range(20):
-    child = os.fork()
-    if child == 0:
-        layer.set_parameters(mine)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-stop.set()
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_weights_are_set_in_a_child_forked_while_another_thread_sets_them() -> None:
-    subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=60)
 
 
 def test_subclasses_keep_their_name_in_errors() -> None:

@@ -1,4 +1,4 @@
-"""LSTM gives the numbers of torch.nn.LSTM: every variant of layer and call, against the oracle and against torch."""
+"""Layers give the numbers of torch.nn: every variant of layer and call, against the oracle and against torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import (
+    KINDS,
     Case,
     Peer,
     Result,
+    assert_close,
     assert_parity,
     assert_same_bits,
+    flat,
     in_small_chunks,
+    layers,
+    of_each,
     oracle,
+    own_options,
     random_inputs,
+    rows_of,
     torch_result,
     torch_twin,
 )
@@ -46,29 +53,24 @@ def test_lengths(case: Case, dtype: Any, peer: Peer) -> None:
         assert not output[length:, row].any()
 
 
+SIZES = st.integers(1, 40)
+LAYERS = layers(SIZES, SIZES, most=3, dtypes=[np.float32, np.float64])
+# Layers whose sums are long, where the order of additions begins to tell.
+WIDE_LAYERS = layers(st.integers(1, 300), st.integers(150, 400), most=2, dtypes=[np.float32])
+
+
 @st.composite
-def calls(draw: st.DrawFn) -> tuple[LSTM, int, int, bool, list[int] | None]:
-    """Draw a layer of any kind and a call of any size: (layer, steps, batch, with hx, lengths)."""
-    hidden_size = draw(st.integers(1, 40))
-    layer = LSTM(
-        draw(st.integers(1, 40)),
-        hidden_size,
-        draw(st.integers(1, 3)),
-        bias=draw(st.booleans()),
-        bidirectional=draw(st.booleans()),
-        proj_size=draw(st.one_of(st.just(0), st.integers(0, hidden_size - 1))),
-        dtype=draw(st.sampled_from([np.float32, np.float64])),
-        seed=draw(st.integers(0, 2**32)),
-    )
+def calls(draw: st.DrawFn) -> tuple[int, int, bool, list[int] | None]:
+    """Draw a call of any size: (steps, batch, with hx, lengths)."""
     steps, batch = draw(st.integers(1, 12)), draw(st.integers(1, 14))
-    lengths = draw(st.one_of(st.none(), st.lists(st.integers(1, steps), min_size=batch, max_size=batch)))
-    return layer, steps, batch, draw(st.booleans()), lengths
+    lengths = draw(st.none() | st.lists(st.integers(1, steps), min_size=batch, max_size=batch))
+    return steps, batch, draw(st.booleans()), lengths
 
 
-@settings(max_examples=250)
-@given(call=calls(), seed=st.integers(0, 2**32), threads=st.sampled_from([1, 2]))
-def test_any_layer_and_call(peer: Peer, call: Any, seed: int, threads: int) -> None:
-    layer, steps, batch, with_hx, lengths = call
+@settings(max_examples=500)
+@given(layer=LAYERS, call=calls(), seed=st.integers(0, 2**32), threads=st.sampled_from([1, 2]))
+def test_any_layer_and_call(peer: Peer, layer: Any, call: Any, seed: int, threads: int) -> None:
+    steps, batch, with_hx, lengths = call
     x, hx = random_inputs(layer, steps, batch, seed=seed)
     states = hx if with_hx else None
     with nblstm.num_threads(threads):
@@ -76,61 +78,58 @@ def test_any_layer_and_call(peer: Peer, call: Any, seed: int, threads: int) -> N
     assert_parity(got, oracle(layer, x, states, lengths), peer(layer, x, states, lengths))
 
 
-@st.composite
-def wide_calls(draw: st.DrawFn) -> tuple[LSTM, int, int]:
-    """Draw a layer whose sums are long, where the order of additions begins to tell: (layer, steps, batch)."""
-    layer = LSTM(
-        draw(st.integers(1, 300)),
-        draw(st.integers(150, 400)),
-        draw(st.integers(1, 2)),
-        bias=draw(st.booleans()),
-        bidirectional=draw(st.booleans()),
-        proj_size=draw(st.sampled_from([0, 0, 100])),
-        seed=draw(st.integers(0, 2**32)),
-    )
-    return layer, draw(st.integers(5, 30)), draw(st.integers(1, 8))
-
-
-@settings(max_examples=60)
-@given(call=wide_calls(), seed=st.integers(0, 2**32))
-def test_wide_layers(peer: Peer, call: Any, seed: int) -> None:
-    layer, steps, batch = call
+@settings(max_examples=80)
+@given(layer=WIDE_LAYERS, steps=st.integers(5, 30), batch=st.integers(1, 8), seed=st.integers(0, 2**32))
+def test_wide_layers(peer: Peer, layer: Any, steps: int, batch: int, seed: int) -> None:
     x, _ = random_inputs(layer, steps, batch, seed=seed)
     assert_parity(layer(x), oracle(layer, x), peer(layer, x, None, None))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"num_layers": 2}, {"bidirectional": True}, {"proj_size": 8}], ids=str)
-def test_harsh_weights_over_a_whole_sequence(arguments: dict[str, Any], peer: Peer) -> None:
-    layer = LSTM(10, 30, **arguments, seed=4)
+HARSH = [
+    ("LSTM", {}),
+    ("LSTM", {"num_layers": 2}),
+    ("LSTM", {"bidirectional": True}),
+    ("LSTM", {"proj_size": 8}),
+    ("GRU", {}),
+    ("GRU", {"num_layers": 2, "bidirectional": True}),
+    ("RNN", {}),
+    ("RNN relu", {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments"), HARSH, ids=str)
+def test_harsh_weights_over_a_whole_sequence(kind: str, arguments: dict[str, Any], peer: Peer) -> None:
+    layer = KINDS[kind](10, 30, **arguments, seed=4)
     layer.set_parameters({name: 3 * array for name, array in layer.named_parameters()})
     x, hx = random_inputs(layer, 100, 4)
     assert_parity(layer(x, hx), oracle(layer, x, hx), peer(layer, x, hx, None))
 
 
-def test_harshest_weights_step_by_step(peer: Peer) -> None:
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_harshest_weights_step_by_step(kind: str, peer: Peer) -> None:
     """At 30 times the usual weights a sequence is chaotic: each step starts from the oracle's state."""
-    layer = LSTM(10, 30, seed=5)
+    layer = KINDS[kind](10, 30, seed=5)
     layer.set_parameters({name: 30 * array for name, array in layer.named_parameters()})
-    x, (h, c) = random_inputs(layer, 50, 4)
+    x, states = random_inputs(layer, 50, 4)
     results: list[tuple[Result, Result, Result]] = []
     for t in range(len(x)):
         step = x[t : t + 1]
-        exact = oracle(layer, step, (h, c))
-        results.append((layer(step, (h, c)), exact, peer(layer, step, (h, c), None)))
-        h, c = (state.astype(np.float32) for state in exact[1])
+        exact = oracle(layer, step, states)
+        results.append((layer(step, states), exact, peer(layer, step, states, None)))
+        states = of_each(lambda state: state.astype(np.float32), exact[1])
     assert_parity(*(_all_steps(by_step) for by_step in zip(*results, strict=True)))
 
 
 def _all_steps(by_step: Sequence[Result]) -> Result:
-    outputs, states = zip(*by_step, strict=True)
-    h_n, c_n = zip(*states, strict=True)
-    return np.concatenate(outputs), (np.concatenate(h_n), np.concatenate(c_n))
+    output, *states = (np.concatenate(arrays) for arrays in zip(*map(flat, by_step), strict=True))
+    return output, tuple(states)
 
 
-def test_sequences_of_many_chunks(dtype: Any, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_sequences_of_many_chunks(kind: str, dtype: Any, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stack of layers runs some rows at a time; all lengths may end long before the last chunk."""
     chunks = in_small_chunks(monkeypatch)
-    layer = LSTM(2, 3, num_layers=2, seed=6, dtype=dtype)
+    layer = KINDS[kind](2, 3, num_layers=2, seed=6, dtype=dtype)
     x, hx = random_inputs(layer, 1000, 2)
     for lengths in (None, [910, 3], [5, 3]):
         with nblstm.num_threads(2):
@@ -142,25 +141,22 @@ def test_sequences_of_many_chunks(dtype: Any, peer: Peer, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("batch_first", [False, True], ids=["time first", "batch first"])
 def test_forms_of_input(case: Case, batch_first: bool, with_hx: bool) -> None:
     """Batch first, unbatched, packed: the same numbers in other places."""
-    arguments = {**case.arguments, "batch_first": batch_first}
-    layer = LSTM(case.input_size, case.hidden_size, **arguments, seed=1)
+    layer = case.layer(batch_first=batch_first)
     x, hx = case.inputs()
     x_user = x.swapaxes(0, 1) if batch_first else x
     states = hx if with_hx else None
-    output, (h_n, c_n) = case.layer()(x, states)
+    output, last = case.layer()(x, states)
 
     got_output, got_states = layer(x_user, states)
     assert_same_bits(got_output, output.swapaxes(0, 1) if batch_first else output)
-    assert_same_bits(got_states, (h_n, c_n))
+    assert_same_bits(got_states, last)
 
-    row_states = None if states is None else (hx[0][:, 0], hx[1][:, 0])
-    row_result = layer(x[:, 0], row_states)
-    assert_same_bits(row_result, (output[:, 0], (h_n[:, 0], c_n[:, 0])))
+    assert_same_bits(layer(x[:, 0], rows_of(states, 0)), (output[:, 0], rows_of(last, 0)))
 
     packed = nblstm.pack_padded_sequence(x_user, [case.steps] * case.batch, batch_first)
     packed_output, packed_states = layer(packed, states)
     assert_same_bits(nblstm.pad_packed_sequence(packed_output)[0], output)
-    assert_same_bits(packed_states, (h_n, c_n))
+    assert_same_bits(packed_states, last)
 
 
 def test_against_torch_itself(case: Case, torch: Any, dtype: Any) -> None:
@@ -171,15 +167,14 @@ def test_against_torch_itself(case: Case, torch: Any, dtype: Any) -> None:
     lengths = np.random.default_rng(3).integers(1, case.steps + 1, case.batch)
     packed = torch.nn.utils.rnn.pack_padded_sequence(torch.tensor(x), torch.tensor(lengths), enforce_sorted=False)
     with torch.inference_mode():
-        expected, states = module(packed, (torch.tensor(hx[0]), torch.tensor(hx[1])))
+        expected, states = module(packed, of_each(torch.tensor, hx))
     got, got_states = layer(packed, hx)
     assert isinstance(got, nblstm.PackedSequence)
     for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
         assert getattr(got, name).tolist() == getattr(expected, name).tolist()
     tolerance = 1e-12 if dtype == np.float64 else 1e-6
-    np.testing.assert_allclose(got.data, expected.data.numpy(), rtol=0, atol=tolerance)
-    for state, expected_state in zip(got_states, states, strict=True):
-        np.testing.assert_allclose(state, expected_state.numpy(), rtol=0, atol=tolerance * 10)
+    theirs = expected.data.numpy(), of_each(lambda state: state.numpy(), states)
+    assert_close((got.data, got_states), theirs, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +192,7 @@ def test_against_torch_itself(case: Case, torch: Any, dtype: Any) -> None:
 def test_memory_layout_does_not_matter(arrange: Any) -> None:
     layer = LSTM(5, 8, seed=1)
     x, hx = random_inputs(layer, 7, 3)
-    arranged, arranged_hx = arrange(x), (arrange(hx[0]), arrange(hx[1]))
+    arranged, arranged_hx = arrange(x), of_each(arrange, hx)
     for array in (arranged, *arranged_hx):
         array.flags.writeable = False
     before = arranged.copy()
@@ -234,48 +229,54 @@ class OnlyDLPack:
         return self._array.__dlpack_device__()
 
 
-def _assert_takes(convert: Any) -> None:
-    layer = LSTM(5, 8, seed=1, dtype=np.float64)
+def _assert_takes(kind: str, convert: Any) -> None:
+    layer = KINDS[kind](5, 8, seed=1, dtype=np.float64)
     x, hx = random_inputs(layer, 7, 3)
     lengths = np.array([2, 7, 4])
-    got = layer(convert(x), [convert(state) for state in hx], lengths=convert(lengths))
+    given = [*map(convert, hx)] if isinstance(hx, tuple) else convert(hx)
+    got = layer(convert(x), given, lengths=convert(lengths))
     assert_same_bits(got, layer(x, hx, lengths=lengths))
     packed = nblstm.pack_padded_sequence(x, lengths, enforce_sorted=False)
     converted = SimpleNamespace(**{name: convert(array) for name, array in packed._asdict().items()})
     assert_same_bits(layer(converted, hx)[1], layer(packed, hx)[1])
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 @pytest.mark.parametrize("convert", [np.ndarray.tolist, memoryview, OnlyDLPack], ids=["list", "memoryview", "dlpack"])
-def test_array_likes(convert: Any) -> None:
-    _assert_takes(convert)
+def test_array_likes(kind: str, convert: Any) -> None:
+    _assert_takes(kind, convert)
 
 
-def test_torch_tensors(torch: Any) -> None:
-    _assert_takes(torch.tensor)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_torch_tensors(kind: str, torch: Any) -> None:
+    _assert_takes(kind, torch.tensor)
 
 
-def test_empty_batch(dtype: Any) -> None:
-    layer = LSTM(5, 8, 2, bidirectional=True, proj_size=3, dtype=dtype)
-    output, (h_n, c_n) = layer(np.zeros((4, 0, 5), dtype))
-    assert (output.shape, h_n.shape, c_n.shape) == ((4, 0, 6), (4, 0, 3), (4, 0, 8))
-    assert layer(np.zeros((4, 0, 5), dtype), (h_n, c_n), lengths=[])[0].shape == (4, 0, 6)
+@pytest.mark.parametrize(("kind", "own", "size"), [("LSTM", {"proj_size": 3}, 3), ("GRU", {}, 8), ("RNN", {}, 8)])
+def test_empty_batch(kind: str, own: dict[str, Any], size: int, dtype: Any) -> None:
+    layer = KINDS[kind](5, 8, 2, bidirectional=True, dtype=dtype, **own)
+    x = np.zeros((4, 0, 5), dtype)
+    output, states = layer(x)
+    shapes = (4, 0, 2 * size), (4, 0, size), (4, 0, 8)
+    assert tuple(array.shape for array in flat((output, states))) == shapes[: 3 if kind == "LSTM" else 2]
+    assert layer(x, states, lengths=[])[0].shape == shapes[0]
 
 
-def test_nan_stays_in_its_row_from_its_step_on(dtype: Any) -> None:
-    layer = LSTM(5, 17, num_layers=2, seed=1, dtype=dtype)
+def test_nan_stays_in_its_row_from_its_step_on(build: Any, dtype: Any) -> None:
+    layer = build(5, 17, num_layers=2, seed=1, dtype=dtype)
     x, hx = random_inputs(layer, 7, 9)
     clean, _ = layer(x, hx)
     x[3, 4, 2] = np.nan
-    output, (h_n, _) = layer(x, hx)
+    output, *states = flat(layer(x, hx))
     assert np.isnan(output[3:, 4]).all()
-    assert np.isnan(h_n[:, 4]).all()
+    assert np.isnan(states[0][:, 4]).all()
     others = np.arange(9) != 4
     assert_same_bits(output[:, others], clean[:, others])
     assert_same_bits(output[:3], clean[:3])
 
 
-def test_padding_is_never_read(dtype: Any) -> None:
-    layer = LSTM(5, 17, num_layers=2, bidirectional=True, seed=1, dtype=dtype)
+def test_padding_is_never_read(build: Any, dtype: Any) -> None:
+    layer = build(5, 17, num_layers=2, bidirectional=True, seed=1, dtype=dtype)
     x, hx = random_inputs(layer, 7, 3)
     lengths = [2, 7, 4]
     clean = layer(x, hx, lengths=lengths)
@@ -285,14 +286,13 @@ def test_padding_is_never_read(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, 3e38, -3e38])
-def test_huge_values_saturate_as_in_torch(value: float, torch: Any) -> None:
-    layer = LSTM(1, 17, seed=1)
+def test_huge_values_saturate_as_in_torch(build: Any, value: float, torch: Any) -> None:
+    """Or, in a relu, stay huge: there a limit must be one of their size."""
+    layer = build(1, 17, seed=1)
     x, hx = random_inputs(layer, 6, 3)
     x[2, 1, 0] = value
-    got, expected = layer(x, hx), torch_result(torch, layer, x, hx, None)
-    np.testing.assert_allclose(got[0], expected[0], rtol=0, atol=1e-6)
-    for state, expected_state in zip(got[1], expected[1], strict=True):
-        np.testing.assert_allclose(state, expected_state, rtol=0, atol=1e-6)
+    relative = 1e-4 if own_options(layer) == {"nonlinearity": "relu"} else 0
+    assert_close(layer(x, hx), torch_result(torch, layer, x, hx, None), rtol=relative, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_first", [False, True], ids=["time first", "batch first"])

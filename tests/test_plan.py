@@ -31,7 +31,7 @@ def weights(size: int) -> DirectionWeights:
     ],
 )
 def test_choice(size, directions, steps, rows, threads, expected):
-    assert choose(weights(size), directions, steps, rows, threads) == expected
+    assert choose(weights(size), directions, steps, rows, rows, threads) == expected
 
 
 @pytest.mark.parametrize(("size", "directions", "rows"), [(48, 1, 6), (256, 1, 1), (256, 2, 3), (512, 1, 64)])
@@ -40,7 +40,7 @@ def test_more_threads_are_never_worse(size, directions, rows):
     packed = weights(size)
     times = []
     for threads in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128):
-        plan = choose(packed, directions, 100, rows, threads)
+        plan = choose(packed, directions, 100, rows, rows, threads)
         assert plan.threads <= min(threads, plan.parts * directions)
         times.append(estimate(plan, packed, directions, 100, rows))
     assert all(more <= 1.02 * fewer for fewer, more in pairwise(times))
@@ -59,7 +59,7 @@ def test_the_fields_of_a_job_get_what_they_are_named_for():
     x, y = np.zeros((5, 3, 8), np.float32)[::2, ::-1, ::2][:, :, :4], np.zeros((3, 3, 16), np.float32)
     h, c = np.zeros((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32)
     tables = [np.zeros(3, np.int64) for _ in range(4)]
-    template = job_template(layer, 3, 3, 1)
+    template = job_template(layer, 3, 3, 3, 1)
     kept = np.zeros((3, 3, 2, 5, 8), np.float32)
     records = fill_jobs(template, x, y, (h, c), kept, tables, False, 1 << 20).view(JOB)[:, 0]
     first, second = ({name: int(record[name]) for name in JOB.names} for record in records)

@@ -34,15 +34,18 @@ class JobTemplate(NamedTuple):
     stages: int
 
 
-def job_template(layer: list[DirectionWeights], steps: int, rows: int, threads: int) -> JobTemplate:
-    """Return the template for calls of these sizes, from the layer's first direction if it has it."""
+def job_template(layer: list[DirectionWeights], steps: int, rows: int, alive: int, threads: int) -> JobTemplate:
+    """Return the template for calls of these sizes, from the layer's first direction if it has it.
+
+    Of the `rows` of the batch `alive` run at a step in the mean.
+    """
     templates = layer[0].job_templates
-    key = steps, rows, threads, len(layer)
+    key = steps, rows, alive, threads, len(layer)
     template: JobTemplate | None = templates.get(key)
     if template is None:
         if len(templates) >= _MOST_TEMPLATES:
             templates.clear()
-        plan = planning.choose(layer[0], len(layer), steps, rows, threads)
+        plan = planning.choose(layer[0], len(layer), steps, rows, alive, threads)
         template = templates[key] = _make_template(layer, plan, steps, rows)
     return template
 

@@ -191,17 +191,37 @@ def _run_layer(
     kept: Array | None,
 ) -> None:
     """Run one layer in all its directions; the states, (D, B, size) each, go from initial to final."""
-    first = layer[0]
-    template = job_template(layer, layout.steps, layout.batch, threads.get_num_threads())
+    first, sizes = layer[0], layout.batch_sizes
+    alive = layout.batch
+    if sizes is not None:  # in eighths of the batch: nearly the same lengths have the same plan
+        eighth = -(-layout.batch // 8)
+        alive = -(-int(sizes.sum()) // (layout.steps * eighth)) * eighth
+    sizes_of_call = layout.steps, layout.batch, alive
+    template = job_template(layer, *sizes_of_call, threads.get_num_threads())
     if template.plan.threads > 1 and threads.usable() < template.plan.threads:
-        template = job_template(layer, layout.steps, layout.batch, threads.usable())
+        template = job_template(layer, *sizes_of_call, threads.usable())
     plan = template.plan
     memory = np.empty(len(layer) * template.workspace * first.dtype.itemsize + LINE, np.uint8)
     workspace = -(-address_of(memory) // LINE) * LINE
-    sizes = layout.batch_sizes
-    starts = np.cumsum(sizes) - sizes if layout.packed and sizes is not None else None
-    tables = starts, sizes, layout.rows, layout.states
+    tables = _tables(layout, plan.parts if plan.split == ROWS else 1)
     jobs = fill_jobs(template, x, y, states, kept, tables, layout.packed, workspace)
     steps = 1 if plan.split == ROWS else template.stages
     worker = recurrence_float32 if first.dtype == np.float32 else recurrence_float64
     team.run(worker.address, address_of(jobs), len(layer) * plan.parts, steps, plan.threads)
+
+
+def _tables(layout: SequenceLayout, parts: int) -> tuple[Array | None, ...]:
+    """Return starts, batch_sizes, x_rows and state_rows of the jobs, for slices of rows in so many parts.
+
+    Rows of different lengths are dealt out like cards: in slices of neighbours the first would have most of the work.
+    """
+    sizes = layout.batch_sizes
+    if sizes is None:
+        return None, None, layout.rows, layout.states
+    starts = np.cumsum(sizes) - sizes if layout.packed else None
+    if parts == 1:
+        return starts, sizes, layout.rows, layout.states
+    dealt = np.concatenate([np.arange(part, layout.batch, parts) for part in range(parts)])
+    alive = (sizes + np.arange(parts - 1, -1, -1)[:, None]) // parts
+    x_rows, state_rows = (dealt if rows is None else rows[dealt] for rows in (layout.rows, layout.states))
+    return starts, alive, x_rows, state_rows

@@ -73,7 +73,7 @@ def gru_hidden_state(z, n, h):
 @function
 def relu(x):
     """Return max(x, 0); NaN for NaN."""
-    return larger(x - x, x)
+    return larger(0.0, x)
 
 
 @function

@@ -70,7 +70,7 @@ FIELDS = (
     "kept_step",
     "kept_row",
     "starts",  # (T,) start(t), 0: start(t) = t
-    "batch_sizes",  # (T,) rows alive at a step, never more than at the step before; 0: all
+    "batch_sizes",  # (parts over rows, T) of a slice's rows those alive at a step, never more than before; 0: all
     "x_rows",  # (B,) where the kernel's row r lies in x and y, 0: at r
     "state_rows",  # (B,) where it lies in the states, 0: at r
     # States, (B, P) and (B, H) contiguous: initial ones at first, final ones in the end.

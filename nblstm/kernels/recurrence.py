@@ -8,8 +8,8 @@ meets the other slices after every step. Serial execution is one slice of all ro
     h[t, r], c[t, r] = cell(sums[s, r], h[t - 1, r], c[t - 1, r])
 
 so that W_ih is read once a block and the workspace does not grow with T. A cell may want the recurrent sums apart
-(nblstm.kernels.cells). Rows are sorted by length, longest first: those alive at a step are a prefix. The order of each
-sum depends on how many terms it has, on nothing else (nblstm.kernels.tile).
+(nblstm.kernels.cells). The rows of a slice are sorted by length, longest first: those alive at a step are a prefix. The
+order of each sum depends on how many terms it has, on nothing else (nblstm.kernels.tile).
 
 Every buffer is described in nblstm.kernels.job. Workers may run at the same time on different slices.
 """
@@ -40,11 +40,11 @@ def _entry_of(table, index):
 
 
 @function
-def _alive(job, t, first_row, last_row):
-    """Return the end of the rows of [first_row, last_row) that are alive at step t; first_row if none is."""
+def _alive(job, t, part, first_row, last_row):
+    """Return the end of those of a slice's rows that are alive at step t; first_row if none is."""
     if job.batch_sizes == 0:
         return last_row
-    return max(first_row, min(last_row, _entry_of(job.batch_sizes, t)))
+    return first_row + _entry_of(job.batch_sizes, part * job.steps + t)
 
 
 @function
@@ -54,13 +54,13 @@ def _step_of(job, s):
 
 
 @function
-def _slots_before(job, first, s, first_row, last_row):
+def _slots_before(job, first, s, part, first_row, last_row):
     """Return how many rows the steps number first to s - 1 have in a block."""
     if job.batch_sizes == 0:
         return (s - first) * (last_row - first_row)
     count = 0
     for earlier in range(first, s):
-        count += _alive(job, _step_of(job, earlier), first_row, last_row) - first_row
+        count += _alive(job, _step_of(job, earlier), part, first_row, last_row) - first_row
     return count
 
 
@@ -101,7 +101,7 @@ def _panels_of(blocks, gates):
 
 
 @function
-def _gather_inputs(job, first, last, first_row, last_row, inputs):
+def _gather_inputs(job, first, last, part, first_row, last_row, inputs):
     """Copy the input rows of the steps number first to last - 1 into `inputs`, one after another; return how many.
 
     inputs  out  (block * rows, input_stride)
@@ -110,7 +110,7 @@ def _gather_inputs(job, first, last, first_row, last_row, inputs):
     for s in range(first, last):
         t = _step_of(job, s)
         start = _entry_of(job.starts, t) * job.x_step
-        for row in range(first_row, _alive(job, t, first_row, last_row)):
+        for row in range(first_row, _alive(job, t, part, first_row, last_row)):
             source = job.x + (start + _entry_of(job.x_rows, row) * job.x_row) * inputs.itemsize
             into = slot * job.input_stride
             if job.x_item == 1:
@@ -133,15 +133,15 @@ def _emit(job, t, first_row, last_row, h, first, last):
 
 
 @function
-def _keep_final(job, s, first_row, last_row, state, target, columns, first, last):
+def _keep_final(job, s, part, first_row, last_row, state, target, columns, first, last):
     """Write columns [first, last) of the state to h_n or c_n at `target`, for the rows whose last step is number s.
 
     state  in  Rows, whose row 0 is first_row of the batch
     """
     staying = first_row
     if s + 1 < job.steps:
-        staying = _alive(job, _step_of(job, s + 1), first_row, last_row)
-    for row in range(staying, _alive(job, _step_of(job, s), first_row, last_row)):
+        staying = _alive(job, _step_of(job, s + 1), part, first_row, last_row)
+    for row in range(staying, _alive(job, _step_of(job, s), part, first_row, last_row)):
         address = target + _entry_of(job.state_rows, row) * columns * state.array.itemsize
         source = state.start + (row - first_row) * state.stride + first
         _copy(state.array, source, array_at(address, last, state.array), first, last - first)
@@ -197,7 +197,7 @@ def _begin(job, first_row, last_row, h, c):
 
 
 @inlined
-def _advance(job, s, first_row, last_row, first_block, last_block, sums, inputs, h, c, m):
+def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, inputs, h, c, m):
     """Do step number s for some rows and unit blocks, up to h, or up to m where a projection follows.
 
     sums    scratch  where a block has several steps, it carries their projected inputs from the first to the last
@@ -210,7 +210,7 @@ def _advance(job, s, first_row, last_row, first_block, last_block, sums, inputs,
     input_weights, bias = array_at(job.input_weights, 1, h), Panels(array_at(job.bias, 1, h), _ZERO, width, _ZERO)
     recurrent_weights = array_at(job.recurrent_weights, 1, h)
     t = _step_of(job, s)
-    alive = _alive(job, t, first_row, last_row)
+    alive = _alive(job, t, part, first_row, last_row)
     rows = alive - first_row
     first_panel, last_panel = _panels_of(first_block, job.gates), _panels_of(last_block, job.gates)
     panel_stride = (job.block * (last_row - first_row) if job.block > 1 else rows) * width
@@ -218,7 +218,7 @@ def _advance(job, s, first_row, last_row, first_block, last_block, sums, inputs,
     x = Rows(inputs, _ZERO, job.input_stride)
     if s == begins:
         ends = min(begins + job.block, job.steps)
-        slots = _gather_inputs(job, begins, ends, first_row, last_row, inputs)
+        slots = _gather_inputs(job, begins, ends, part, first_row, last_row, inputs)
         if job.block > 1:
             projected = Panels(sums, -first_panel * panel_stride, panel_stride, width)
             multiply_add(slots, job.inputs, x, input_weights, first_panel, last_panel, bias, projected, False)
@@ -228,7 +228,7 @@ def _advance(job, s, first_row, last_row, first_block, last_block, sums, inputs,
     out = h_after if job.projection_weights == 0 else Rows(m, first_row * job.c_stride, job.c_stride)
     if job.split == UNITS:
         _fetch(h_before, rows, job.outputs)
-    slot = _slots_before(job, begins, s, first_row, last_row)
+    slot = _slots_before(job, begins, s, part, first_row, last_row)
     groups_at_once = max(1, SUMS_AT_ONCE // (job.gates * job.unit_group * lanes * max(rows, 1)))
     blocks_at_once = groups_at_once * job.unit_group
     turns = (last_block - first_block + blocks_at_once - 1) // blocks_at_once
@@ -253,21 +253,21 @@ def _advance(job, s, first_row, last_row, first_block, last_block, sums, inputs,
             _keep(job, t, first_row, rows, block, end_block, gates, recurrent, c_rows)
     first, last = first_block * lanes, min(last_block * lanes, job.units)
     if job.c_n != 0:
-        _keep_final(job, s, first_row, last_row, c_rows, job.c_n, job.units, first, last)
+        _keep_final(job, s, part, first_row, last_row, c_rows, job.c_n, job.units, first, last)
     if job.projection_weights == 0:
         _emit(job, t, first_row, alive, h_after, first, last)
-        _keep_final(job, s, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
+        _keep_final(job, s, part, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
 
 
 @inlined
-def _project(job, s, first_row, last_row, first_panel, last_panel, sums, h, m):
+def _project(job, s, part, first_row, last_row, first_panel, last_panel, sums, h, m):
     """Do the second half of step number s where there is a projection: h = W_hr m, for panels of its outputs.
 
     sums  scratch  (panels, rows, width) from `products` on: the projected inputs before it are still needed
     """
     width = panel_width(h)
     t = _step_of(job, s)
-    alive = _alive(job, t, first_row, last_row)
+    alive = _alive(job, t, part, first_row, last_row)
     rows = alive - first_row
     size = rows * width
     for i in range((last_panel - first_panel) * size):
@@ -286,13 +286,15 @@ def _project(job, s, first_row, last_row, first_panel, last_panel, sums, h, m):
             _copy(sums, source, h, h_after.start + row * h_after.stride + panel * width, count)
     first, last = first_panel * width, min(last_panel * width, job.outputs)
     _emit(job, t, first_row, alive, h_after, first, last)
-    _keep_final(job, s, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
+    _keep_final(job, s, part, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
 
 
 @function
-def _share(count, part, parts):
-    """Return the range of `count` things that is the share of one of `parts`."""
-    return part * count // parts, (part + 1) * count // parts
+def share(count, part, parts):
+    """Return the range of `count` things that is the share of one of `parts`; the first ones have one more."""
+    size, more = count // parts, count % parts
+    first = part * size + min(part, more)
+    return first, first + size + (1 if part < more else 0)
 
 
 @inlined
@@ -317,21 +319,21 @@ def _slice(first_job, piece, step, like):
     if job.split == ROWS:
         row_part, row_parts, unit_part, unit_parts = part, parts, _ZERO, _ONE
         first_stage, last_stage = _ZERO, job.stages
-    first_row, last_row = _share(job.rows, row_part, row_parts)
+    first_row, last_row = share(job.rows, row_part, row_parts)
     groups = (job.unit_blocks + job.unit_group - 1) // job.unit_group
-    first_group, last_group = _share(groups, unit_part, unit_parts)
+    first_group, last_group = share(groups, unit_part, unit_parts)
     first_block, last_block = first_group * job.unit_group, min(last_group * job.unit_group, job.unit_blocks)
     panels = (job.outputs + panel_width(h) - 1) // panel_width(h)
-    first_panel, last_panel = _share(panels, unit_part, unit_parts)
+    first_panel, last_panel = share(panels, unit_part, unit_parts)
     for stage in range(first_stage, last_stage):
         if stage == 0:
-            begin_first, begin_last = _share(job.rows, part, parts)
+            begin_first, begin_last = share(job.rows, part, parts)
             _begin(job, begin_first, begin_last, h, c)
         elif job.projection_weights != 0 and stage % 2 == 0:
-            _project(job, stage // 2 - 1, first_row, last_row, first_panel, last_panel, sums, h, m)
+            _project(job, stage // 2 - 1, row_part, first_row, last_row, first_panel, last_panel, sums, h, m)
         else:
             s = stage - 1 if job.projection_weights == 0 else stage // 2
-            _advance(job, s, first_row, last_row, first_block, last_block, sums, inputs, h, c, m)
+            _advance(job, s, row_part, first_row, last_row, first_block, last_block, sums, inputs, h, c, m)
 
 
 @worker

@@ -15,7 +15,7 @@ A sum of many terms is made of several such chains, each from zero, added one af
 The order of a sum depends on K alone, whatever the shape of the tile: that is why results do not depend on how rows,
 units or threads are divided. What may vary is only which sums run side by side. A chain begins at zero, not at c, and
 is short, because every term is rounded to the digits of what is there already: docs/performance.md, "Accuracy", has
-the errors, and the wide layers in tests/test_lstm_parity.py hold them.
+the errors, and the wide layers in tests/test_parity.py hold them.
 
 Two FMA units with a latency of four need eight sums in flight, and registers bound them from above:
 

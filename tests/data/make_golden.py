@@ -1,11 +1,11 @@
-"""Record what torch.nn.LSTM gives for some cases of the registry: tests/data/golden_lstm.npz.
+"""Record what torch.nn gives for some cases of the registry: tests/data/golden.npz.
 
 Run it from the repository's root with PyTorch installed::
 
     python tests/data/make_golden.py
 
 The file holds weights and inputs too, as float32, because NumPy may change its random streams; results come from torch
-in float64. Arrays are named case/array, ``two layers/output``; ``hx`` and ``lengths`` are in use in every case.
+in float64. Arrays are named case/array, ``GRU: plain/output``; ``hx`` and ``lengths`` are in use in every case.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cases
 
 NAMES = [
-    "plain",
-    "no bias",
-    "two layers",
-    "both directions",
-    "projection",
-    "everything",
+    "LSTM: plain",
+    "LSTM: no bias",
+    "LSTM: two layers",
+    "LSTM: both directions",
+    "LSTM: projection",
+    "LSTM: everything",
+    "GRU: plain",
+    "GRU: everything",
+    "RNN: everything",
+    "RNN relu: plain",
 ]
 
 
@@ -39,12 +43,12 @@ def main() -> None:
             continue
         layer, (x, hx) = case.layer(np.float64), case.inputs(np.float64)
         lengths = np.random.default_rng(3).integers(1, case.steps + 1, case.batch)
-        output, (h_n, c_n) = cases.torch_result(torch, layer, x, hx, lengths)
-        inputs = {**layer.state_dict(), "x": x, "h_0": hx[0], "c_0": hx[1]}
-        results = {"lengths": lengths, "output": output, "h_n": h_n, "c_n": c_n}
+        output, *last = cases.flat(cases.torch_result(torch, layer, x, hx, lengths))
+        inputs = layer.state_dict() | dict(zip(("x", "h_0", "c_0"), (x, *cases.as_tuple(hx)), strict=False))
+        results = {"lengths": lengths, "output": output} | dict(zip(("h_n", "c_n"), last, strict=False))
         recorded |= {f"{case.name}/{name}": array.astype(np.float32) for name, array in inputs.items()}
         recorded |= {f"{case.name}/{name}": array for name, array in results.items()}
-    np.savez_compressed(Path(__file__).with_name("golden_lstm.npz"), **recorded)
+    np.savez_compressed(Path(__file__).with_name("golden.npz"), **recorded)
 
 
 if __name__ == "__main__":
