@@ -213,7 +213,7 @@ def _run_layer(
 def _tables(layout: SequenceLayout, parts: int) -> tuple[Array | None, ...]:
     """Return starts, batch_sizes, x_rows and state_rows of the jobs, for slices of rows in so many parts.
 
-    Rows of different lengths are dealt out like cards: in slices of neighbours the first would have most of the work.
+    Rows of different lengths are dealt out, to and fro: in slices of neighbours the first would have most of the work.
     """
     sizes = layout.batch_sizes
     if sizes is None:
@@ -221,7 +221,9 @@ def _tables(layout: SequenceLayout, parts: int) -> tuple[Array | None, ...]:
     starts = np.cumsum(sizes) - sizes if layout.packed else None
     if parts == 1:
         return starts, sizes, layout.rows, layout.states
-    dealt = np.concatenate([np.arange(part, layout.batch, parts) for part in range(parts)])
-    alive = (sizes + np.arange(parts - 1, -1, -1)[:, None]) // parts
+    rounds = np.arange(-(-layout.batch // parts) * parts).reshape(-1, parts)
+    rounds[-2::-2] = rounds[-2::-2, ::-1].copy()  # the last one, perhaps not whole, goes to the first parts
+    slices = rounds.T
+    alive, dealt = np.array([np.searchsorted(rows, sizes) for rows in slices]), slices[slices < layout.batch]
     x_rows, state_rows = (dealt if rows is None else rows[dealt] for rows in (layout.rows, layout.states))
     return starts, alive, x_rows, state_rows
