@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nblstm.engine.packing import _panels
+from nblstm.engine.packing import pack_panels
 from nblstm.kernels import policy
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
 from nblstm.kernels.tile import PANEL_VECTORS, ROWS
@@ -24,7 +24,7 @@ def multiply(a, w, bias, first_panel=0):
     padded_bias = np.zeros(panels * width, a.dtype)
     padded_bias[: bias.size] = bias
     flat = out.reshape(-1)
-    product(len(a), a.shape[1], a.reshape(-1), a.shape[1], _panels(w), padded_bias, panels, first_panel, flat)
+    product(len(a), a.shape[1], a.reshape(-1), a.shape[1], pack_panels(w), padded_bias, panels, first_panel, flat)
     return out.swapaxes(0, 1).reshape(len(a), panels * width)[:, : w.shape[0]]
 
 
@@ -51,7 +51,7 @@ def test_a_row_alone_has_the_bits_it_has_among_others(dtype, terms):
         assert np.array_equal(multiply(a[:count], w, bias), together[:count])
 
 
-def test_panels_that_were_not_asked_for_are_not_touched():
+def testpack_panels_that_were_not_asked_for_are_not_touched():
     a, w = np.ones((5, 4), np.float32), np.ones((300, 4), np.float32)
     got = multiply(a, w, np.zeros(300, np.float32), first_panel=1)
     width = PANEL_VECTORS * policy.lanes(4)

@@ -8,9 +8,10 @@ are padded to whole vectors with zero weights, whose results are never read.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,16 @@ class DirectionWeights:
         return PANEL_VECTORS // math.gcd(self.cell.gates, PANEL_VECTORS)
 
     @cached_property
+    def padded_units(self) -> int:
+        """Return H rounded up to whole vectors."""
+        return self.unit_blocks * lanes(self.dtype.itemsize)
+
+    @property
+    def gradient_size(self) -> int:
+        """Return how many numbers of gradients of its sums a row and step has (nblstm.kernels.job)."""
+        return (self.cell.gates + self.cell.apart) * self.padded_units
+
+    @cached_property
     def unit_groups(self) -> int:
         """Return how many such groups there are; the last one may have fewer blocks."""
         return -(-self.unit_blocks // self.unit_group)
@@ -93,11 +104,11 @@ def pack_direction(
         units=units,
         outputs=w_hh.shape[1],
         dtype=dtype,
-        input_panels=_panels(_by_unit_block(w_ih, gates)),
-        bias=_panels(_by_unit_block(bias[:, None], gates)),
-        recurrent_panels=_panels(_by_unit_block(w_hh, gates)),
-        recurrent_bias=None if recurrent_bias is None else _panels(_by_unit_block(recurrent_bias[:, None], gates)),
-        projection_panels=None if w_hr is None else _panels(w_hr),
+        input_panels=pack_panels(_by_unit_block(w_ih, gates)),
+        bias=pack_panels(_by_unit_block(bias[:, None], gates)),
+        recurrent_panels=pack_panels(_by_unit_block(w_hh, gates)),
+        recurrent_bias=None if recurrent_bias is None else pack_panels(_by_unit_block(recurrent_bias[:, None], gates)),
+        projection_panels=None if w_hr is None else pack_panels(w_hr),
     )
 
 
@@ -112,7 +123,7 @@ def _by_unit_block(weights: Array, gates: int) -> Array:
     return by_block.reshape(gates * blocks * width, terms)
 
 
-def _panels(weights: Array) -> Array:
+def pack_panels(weights: Array) -> Array:
     """Lay the rows (outputs) of `weights` (N, K) into panels [panel, k, j]; returned as 1-D."""
     outputs, terms = weights.shape
     width = PANEL_VECTORS * lanes(weights.dtype.itemsize)
@@ -125,3 +136,41 @@ def _panels(weights: Array) -> Array:
         by_panel[whole] = 0
         by_panel[whole, :, : outputs - whole * width] = weights[whole * width :].T
     return packed
+
+
+class BackwardWeights(NamedTuple):
+    """One layer and direction, packed for the way back: panels of the transposed matrices.
+
+    The terms of the first two are gradients of the gates' sums, a slot of padded units for each gate.
+    """
+
+    input_panels: Array  # I outputs
+    recurrent_panels: Array  # P outputs
+    projection_panels: Array | None  # H outputs, P terms
+
+
+def pack_backward(cell: Cell, w_ih: Array, w_hh: Array, w_hr: Array | None = None) -> BackwardWeights:
+    """Pack torch's arrays of one layer and direction for the way back; they are those of `pack_direction`."""
+    return BackwardWeights(
+        pack_panels(_gate_columns(w_ih, input_gates(cell))),
+        pack_panels(_gate_columns(w_hh, range(cell.gates))),
+        None if w_hr is None else pack_panels(np.ascontiguousarray(w_hr.T)),
+    )
+
+
+def input_gates(cell: Cell) -> list[int]:
+    """Return the gates in the order of their slots that the input went into: the last one first where it is apart.
+
+    So the slots of the input, and those of h behind them, are neighbours: n over x, r, z, n over h.
+    """
+    gates = list(range(cell.gates))
+    return [gates[-1], *gates[:-1]] if cell.apart else gates
+
+
+def _gate_columns(matrix: Array, gates: Sequence[int]) -> Array:
+    """Return the transpose of `matrix` (G*H, K) as (K, G * padded units), its gates in this order."""
+    rows, terms = matrix.shape
+    width, units = lanes(matrix.dtype.itemsize), rows // len(gates)
+    columns = np.zeros((terms, len(gates), -(-units // width) * width), matrix.dtype)
+    columns[:, :, :units] = matrix.reshape(len(gates), units, terms)[list(gates)].transpose(2, 0, 1)
+    return columns.reshape(terms, -1)

@@ -39,6 +39,14 @@ class SequenceLayout(NamedTuple):
     states: Array | None = None
     packed: bool = False
 
+    @property
+    def mean_batch(self) -> int:
+        """Return the rows that run at a step in the mean, in eighths of B: for nearly the same lengths one plan."""
+        if self.batch_sizes is None:
+            return self.batch
+        eighth = -(-self.batch // 8)
+        return -(-int(self.batch_sizes.sum()) // (self.steps * eighth)) * eighth
+
 
 class Dropout(NamedTuple):
     """Dropout between layers: probability, seed and call number. Layer and step are the engine's to add."""
@@ -132,7 +140,7 @@ def _run_part(
         _run_layer(layer, x, layout, [state[own] for state in states], target, None if record is None else record.kept)
         if dropout is not None and dropout.p > 0.0 and not last:
             target = target if record is None else target.copy()
-            _drop(target, layout, first_step, number, dropout)
+            drop_between(target, layout, first_step, number, dropout)
         x = target
 
 
@@ -163,7 +171,7 @@ def _cut(records: list[LayerRecord] | None, steps: slice) -> list[LayerRecord] |
     return None if records is None else [LayerRecord(h[steps], kept[steps]) for h, kept in records]
 
 
-def _drop(y: Array, layout: SequenceLayout, first_step: int, layer: int, dropout: Dropout) -> None:
+def drop_between(y: Array, layout: SequenceLayout, first_step: int, layer: int, dropout: Dropout) -> None:
     """Apply dropout in place to what one layer hands to the next, a fresh contiguous array."""
     if layout.packed and layout.batch_sizes is not None:
         sizes = layout.batch_sizes
@@ -191,26 +199,22 @@ def _run_layer(
     kept: Array | None,
 ) -> None:
     """Run one layer in all its directions; the states, (D, B, size) each, go from initial to final."""
-    first, sizes = layer[0], layout.batch_sizes
-    alive = layout.batch
-    if sizes is not None:  # in eighths of the batch: nearly the same lengths have the same plan
-        eighth = -(-layout.batch // 8)
-        alive = -(-int(sizes.sum()) // (layout.steps * eighth)) * eighth
-    sizes_of_call = layout.steps, layout.batch, alive
+    first = layer[0]
+    sizes_of_call = layout.steps, layout.batch, layout.mean_batch
     template = job_template(layer, *sizes_of_call, threads.get_num_threads())
     if template.plan.threads > 1 and threads.usable() < template.plan.threads:
         template = job_template(layer, *sizes_of_call, threads.usable())
     plan = template.plan
     memory = np.empty(len(layer) * template.workspace * first.dtype.itemsize + LINE, np.uint8)
     workspace = -(-address_of(memory) // LINE) * LINE
-    tables = _tables(layout, plan.parts if plan.split == ROWS else 1)
+    tables = row_tables(layout, plan.parts if plan.split == ROWS else 1)
     jobs = fill_jobs(template, x, y, states, kept, tables, layout.packed, workspace)
     steps = 1 if plan.split == ROWS else template.stages
     worker = recurrence_float32 if first.dtype == np.float32 else recurrence_float64
     team.run(worker.address, address_of(jobs), len(layer) * plan.parts, steps, plan.threads)
 
 
-def _tables(layout: SequenceLayout, parts: int) -> tuple[Array | None, ...]:
+def row_tables(layout: SequenceLayout, parts: int) -> tuple[Array | None, ...]:
     """Return starts, batch_sizes, x_rows and state_rows of the jobs, for slices of rows in so many parts.
 
     Rows of different lengths are dealt out, to and fro: in slices of neighbours the first would have most of the work.
@@ -219,11 +223,21 @@ def _tables(layout: SequenceLayout, parts: int) -> tuple[Array | None, ...]:
     if sizes is None:
         return None, None, layout.rows, layout.states
     starts = np.cumsum(sizes) - sizes if layout.packed else None
+    alive, dealt = deal(sizes, layout.batch, parts)
     if parts == 1:
-        return starts, sizes, layout.rows, layout.states
-    rounds = np.arange(-(-layout.batch // parts) * parts).reshape(-1, parts)
-    rounds[-2::-2] = rounds[-2::-2, ::-1].copy()  # the last one, perhaps not whole, goes to the first parts
-    slices = rounds.T
-    alive, dealt = np.array([np.searchsorted(rows, sizes) for rows in slices]), slices[slices < layout.batch]
+        return starts, alive, layout.rows, layout.states
     x_rows, state_rows = (dealt if rows is None else rows[dealt] for rows in (layout.rows, layout.states))
     return starts, alive, x_rows, state_rows
+
+
+def deal(sizes: Array, batch: int, parts: int) -> tuple[Array, Array]:
+    """Deal out rows, sorted by length, to slices: return the rows alive (parts, T), and the row that is each slice's.
+
+    To and fro: in slices of neighbours the first would have most of the work.
+    """
+    if parts == 1:
+        return sizes[None], np.arange(batch)
+    rounds = np.arange(-(-batch // parts) * parts).reshape(-1, parts)
+    rounds[-2::-2] = rounds[-2::-2, ::-1].copy()  # the last one, perhaps not whole, goes to the first parts
+    slices = rounds.T
+    return np.array([np.searchsorted(rows, sizes) for rows in slices]), slices[slices < batch]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from nblstm.kernels.activations import sigmoid, tanh
 from nblstm.kernels.matmul import panel_vector
 from nblstm.kernels.policy import function
-from nblstm.kernels.simd import fma, lanes_of, larger, load, store
+from nblstm.kernels.simd import fma, lanes_of, larger, load, store, where_negative
 
 
 class Cell(NamedTuple):
@@ -139,7 +139,7 @@ def _apply_gru(sums, recurrent_sums, first_block, last_block, rows, h_before, h,
 
 
 @function
-def _apply_rnn(rectify, sums, first_block, last_block, rows, h):
+def _apply_rnn(rectify, sums, first_block, last_block, rows, h, keep):
     """J. Elman, Finding Structure in Time, Cognitive Science 14(2), 1990: h' = tanh or relu of the sum."""
     lanes = lanes_of(h.array)
     for block in range(first_block, last_block):
@@ -147,6 +147,8 @@ def _apply_rnn(rectify, sums, first_block, last_block, rows, h):
             value = load(sums.array, panel_vector(sums, block, row))
             value = relu(value) if rectify else tanh(value)
             store(h.array, h.start + row * h.stride + block * lanes, value)
+            if keep:
+                store(sums.array, panel_vector(sums, block, row), value)
 
 
 @function
@@ -157,4 +159,77 @@ def apply_cell(code, sums, recurrent_sums, first_block, last_block, rows, h_befo
     elif code == _GRU:
         _apply_gru(sums, recurrent_sums, first_block, last_block, rows, h_before, h, keep)
     else:
-        _apply_rnn(code == _RNN_RELU, sums, first_block, last_block, rows, h)
+        _apply_rnn(code == _RNN_RELU, sums, first_block, last_block, rows, h, keep)
+
+
+# The way back, for `vjp`: from the gradients of h' and c' to those of the gates' sums, of c, and of h as far as it does
+# not go through the sums. `kept` is what the way there kept of a row, slots of `size` numbers; `gradients` has a slot
+# for each gate (nblstm.kernels.job). d sigmoid(x) = s (1 - s) dx and d tanh(x) = (1 - t^2) dx, from their values.
+
+
+@function
+def _sigmoid_slope(s):
+    return fma(-s, s, s)
+
+
+@function
+def _tanh_slope(t):
+    return fma(-t, t, 1.0)
+
+
+@function
+def _back_lstm(kept, c_before, gradients, dh, dc, size, first_block, last_block):
+    lanes = lanes_of(kept)
+    for block in range(first_block, last_block):
+        k = block * lanes
+        i, f, g, o = load(kept, k), load(kept, size + k), load(kept, 2 * size + k), load(kept, 3 * size + k)
+        t, d = tanh(load(kept, 4 * size + k)), load(dh.array, dh.start + k)
+        d_c = fma(d * o, _tanh_slope(t), load(dc.array, dc.start + k))
+        store(gradients, k, d_c * g * _sigmoid_slope(i))
+        store(gradients, size + k, d_c * load(c_before, k) * _sigmoid_slope(f))
+        store(gradients, 2 * size + k, d_c * i * _tanh_slope(g))
+        store(gradients, 3 * size + k, d * t * _sigmoid_slope(o))
+        store(dc.array, dc.start + k, d_c * f)
+
+
+@function
+def _back_gru(kept, h_before, gradients, dh, size, first_block, last_block):
+    lanes = lanes_of(kept)
+    for block in range(first_block, last_block):
+        k = block * lanes
+        r, z, n, h_sum = load(kept, k), load(kept, size + k), load(kept, 2 * size + k), load(kept, 3 * size + k)
+        d = load(dh.array, dh.start + k)
+        d_n = (d - d * z) * _tanh_slope(n)
+        store(gradients, k, d_n)
+        store(gradients, size + k, d_n * h_sum * _sigmoid_slope(r))
+        store(gradients, 2 * size + k, d * (load(h_before, k) - n) * _sigmoid_slope(z))
+        store(gradients, 3 * size + k, d_n * r)
+        store(dh.array, dh.start + k, d * z)
+
+
+@function
+def _back_rnn(rectify, kept, gradients, dh, first_block, last_block):
+    lanes = lanes_of(kept)
+    for block in range(first_block, last_block):
+        k = block * lanes
+        h, d = load(kept, k), load(dh.array, dh.start + k)
+        store(gradients, k, where_negative(-h, d, 0.0) if rectify else d * _tanh_slope(h))
+
+
+@function
+def back_through_cell(code, kept, before, gradients, dh, dc, size, first_block, last_block):
+    """Take one row of unit blocks [first_block, last_block) back.
+
+    kept       in     slots of `size` numbers, as the way there left them
+    before     in     c of the step before, of a GRU h; whole vectors
+    gradients  out    slots of `size` numbers
+    dh         inout  Rows: at first the gradient of h'; at last that part of h's which does not go through the sums,
+                      where the cell has such a part, else not touched
+    dc         inout  Rows: from c' to c, where there is a cell state, else not touched
+    """
+    if code == _LSTM:
+        _back_lstm(kept, before, gradients, dh, dc, size, first_block, last_block)
+    elif code == _GRU:
+        _back_gru(kept, before, gradients, dh, size, first_block, last_block)
+    else:
+        _back_rnn(code == _RNN_RELU, kept, gradients, dh, first_block, last_block)

@@ -80,12 +80,93 @@ FIELDS = (
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
 
 
-@intrinsic
-def job_at(typing_context: Any, address: Any) -> Any:
-    """The record at `address`."""
-    record = numba.from_dtype(JOB)
+# The same for the way back through time (nblstm.kernels.backprop). G slots of gradients a step and row, each of whole
+# vectors of units: an LSTM's i, f, g, o; a GRU's n over the inputs, r, z, n over the hidden units; an RNN's one.
+BACKWARD_FIELDS = (
+    "steps",  # T
+    "rows",  # B
+    "units",  # H
+    "outputs",  # P
+    "cell",
+    "unit_blocks",
+    "unit_group",  # unit blocks of a panel
+    "split",
+    "parts",
+    "stages",
+    "recurrent_weights",  # panels of P outputs and G' * padded units terms: those slots that h went into
+    "projection_weights",  # panels of H outputs and P terms; 0: no projection
+    "needs_before",  # whether the cell wants c, or h, of the step before
+    "zeros",  # address of a panel's width of zeros
+    "recurrent_slot",  # the first of those slots
+    "recurrent_slots",
+    "slots",
+    "kept_slots",
+    # Workspace: where each buffer begins, in elements.
+    "h_before",  # (parts, c_stride)
+    "products",  # by part: the products of a step
+    "products_size",
+    "dh",  # (B, h_stride): gradient of h, from one step to the one before
+    "h_stride",
+    "dm",  # (B, c_stride): of h before the projection
+    "dc",  # (B, c_stride)
+    "c_stride",
+    # What depends on the call.
+    "reverse",
+    "workspace",
+    "dy",  # gradient of the output, 0: none
+    "dy_step",
+    "dy_row",
+    "y",  # the output
+    "y_step",
+    "y_row",
+    "kept",
+    "kept_step",
+    "kept_row",
+    "starts",
+    "batch_sizes",
+    "x_rows",
+    "state_rows",
+    "h_0",  # (B, P), 0: zeros
+    "c_0",  # (B, H), 0: zeros
+    "d_h",  # (B, P) and (B, H): gradients of the last states at first, of the first states in the end
+    "d_c",  # 0: no cell state
+    "gradients",  # (N, slots * padded units): of the gates' sums
+    "gradient_starts",  # (parts over rows, T): where a slice's rows of a step begin
+    "d_projected",  # (N, P): gradient of h at its step, where there is a projection
+)
+BACKWARD_JOB = np.dtype([(name, np.int64) for name in BACKWARD_FIELDS])
 
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        return builder.inttoptr(args[0], context.get_value_type(record))
 
-    return record(types.int64), codegen
+# One product of nblstm.kernels.products.
+PRODUCT_FIELDS = (
+    "rows",  # N
+    "terms",  # of G: slots * padded units
+    "outputs",  # columns of dx, or of what G is multiplied with for dW
+    "parts",
+    "zeros",
+    "weights",  # panels of W_ih; for dW the products (panels of terms, outputs + 1, width)
+    "gradients",
+    "gradients_stride",
+    "gradient_rows",  # (N,) addresses of the rows of G
+    "out_rows",  # (N,) addresses of the rows of dx, or of what G is multiplied with
+    "adds",  # 1: add to dx; for dW: elements from one column to the next
+    "workspace",
+)
+PRODUCT_JOB = np.dtype([(name, np.int64) for name in PRODUCT_FIELDS])
+
+
+def _record_at(dtype: np.dtype[Any]) -> Any:
+    @intrinsic
+    def record_at(typing_context: Any, address: Any) -> Any:
+        """The record at `address`."""
+        record = numba.from_dtype(dtype)
+
+        def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+            return builder.inttoptr(args[0], context.get_value_type(record))
+
+        return record(types.int64), codegen
+
+    return record_at
+
+
+job_at, backward_job_at, product_job_at = _record_at(JOB), _record_at(BACKWARD_JOB), _record_at(PRODUCT_JOB)

@@ -22,6 +22,7 @@ from nblstm.kernels.cells import apply_cell
 from nblstm.kernels.job import JOB, ROWS, UNITS, job_at
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_vector, panel_width
 from nblstm.kernels.policy import LINE, function, inlined, worker
+from nblstm.kernels.schedule import alive_rows, copy_numbers, entry_of, share, slots_before, step_of
 from nblstm.kernels.simd import array_at, fetch_ahead, lanes_of, load, store
 from nblstm.kernels.tile import PANEL_VECTORS
 
@@ -34,55 +35,7 @@ _ZERO, _ONE = np.int64(0), np.int64(1)
 
 
 @function
-def _entry_of(table, index):
-    """Return ``table[index]`` of an int64 table at an address, or `index` itself where there is no table."""
-    return array_at(table, index + 1, np.int64(0))[index] if table != 0 else index
-
-
-@function
-def _alive(job, t, part, first_row, last_row):
-    """Return the end of those of a slice's rows that are alive at step t; first_row if none is."""
-    if job.batch_sizes == 0:
-        return last_row
-    return first_row + _entry_of(job.batch_sizes, part * job.steps + t)
-
-
-@function
-def _step_of(job, s):
-    """Return the step of the sequence that is done as number s."""
-    return job.steps - 1 - s if job.reverse else s
-
-
-@function
-def _slots_before(job, first, s, part, first_row, last_row):
-    """Return how many rows the steps number first to s - 1 have in a block."""
-    if job.batch_sizes == 0:
-        return (s - first) * (last_row - first_row)
-    count = 0
-    for earlier in range(first, s):
-        count += _alive(job, _step_of(job, earlier), part, first_row, last_row) - first_row
-    return count
-
-
-@function
-def _copy(source, source_start, target, target_start, count):
-    """Copy `count` numbers from one contiguous 1-D array to another; they do not overlap.
-
-    By whole vectors, the last of which begins earlier rather than end later. A plain loop, with Numba's checks for
-    negative indices and LLVM's for overlap, made a layer 1 to 2 % slower (B = 4 to 64, H = 64 to 256).
-    """
-    lanes = lanes_of(source)
-    if count < lanes:
-        for i in range(count):
-            target[target_start + i] = source[source_start + i]
-    else:
-        for i in range(0, count - lanes, lanes):
-            store(target, target_start + i, load(source, source_start + i))
-        store(target, target_start + count - lanes, load(source, source_start + count - lanes))
-
-
-@function
-def _fetch(state, rows, columns):
+def fetch_rows(state, rows, columns):
     """Ask for what other slices wrote, which lies in their cores' caches.
 
     One by one, as the product reads them, each line would be waited for: 5 % of a step at H = 256, 15 % at H = 128, one
@@ -108,13 +61,13 @@ def _gather_inputs(job, first, last, part, first_row, last_row, inputs):
     """
     slot = 0
     for s in range(first, last):
-        t = _step_of(job, s)
-        start = _entry_of(job.starts, t) * job.x_step
-        for row in range(first_row, _alive(job, t, part, first_row, last_row)):
-            source = job.x + (start + _entry_of(job.x_rows, row) * job.x_row) * inputs.itemsize
+        t = step_of(job, s)
+        start = entry_of(job.starts, t) * job.x_step
+        for row in range(first_row, alive_rows(job, t, part, first_row, last_row)):
+            source = job.x + (start + entry_of(job.x_rows, row) * job.x_row) * inputs.itemsize
             into = slot * job.input_stride
             if job.x_item == 1:
-                _copy(array_at(source, job.inputs, inputs), _ZERO, inputs, into, job.inputs)
+                copy_numbers(array_at(source, job.inputs, inputs), _ZERO, inputs, into, job.inputs)
             else:  # one address at a time: a negative index would count from the end of an array
                 for i in range(job.inputs):
                     inputs[into + i] = array_at(source + i * job.x_item * inputs.itemsize, 1, inputs)[0]
@@ -125,11 +78,11 @@ def _gather_inputs(job, first, last, part, first_row, last_row, inputs):
 @function
 def _emit(job, t, first_row, last_row, h, first, last):
     """Write columns [first, last) of h, whose row 0 is first_row of the batch, to the output of step t."""
-    start = _entry_of(job.starts, t) * job.y_step
+    start = entry_of(job.starts, t) * job.y_step
     for row in range(first_row, last_row):
-        address = job.y + (start + _entry_of(job.x_rows, row) * job.y_row) * h.array.itemsize
+        address = job.y + (start + entry_of(job.x_rows, row) * job.y_row) * h.array.itemsize
         source = h.start + (row - first_row) * h.stride + first
-        _copy(h.array, source, array_at(address, last, h.array), first, last - first)
+        copy_numbers(h.array, source, array_at(address, last, h.array), first, last - first)
 
 
 @function
@@ -140,11 +93,11 @@ def _keep_final(job, s, part, first_row, last_row, state, target, columns, first
     """
     staying = first_row
     if s + 1 < job.steps:
-        staying = _alive(job, _step_of(job, s + 1), part, first_row, last_row)
-    for row in range(staying, _alive(job, _step_of(job, s), part, first_row, last_row)):
-        address = target + _entry_of(job.state_rows, row) * columns * state.array.itemsize
+        staying = alive_rows(job, step_of(job, s + 1), part, first_row, last_row)
+    for row in range(staying, alive_rows(job, step_of(job, s), part, first_row, last_row)):
+        address = target + entry_of(job.state_rows, row) * columns * state.array.itemsize
         source = state.start + (row - first_row) * state.stride + first
-        _copy(state.array, source, array_at(address, last, state.array), first, last - first)
+        copy_numbers(state.array, source, array_at(address, last, state.array), first, last - first)
 
 
 @function
@@ -157,9 +110,9 @@ def _keep(job, t, first_row, rows, first_block, last_block, sums, recurrent_sums
     size = job.unit_blocks * lanes
     apart = 0 if job.recurrent_bias == 0 else 1
     slots = gates + apart + (0 if job.c_n == 0 else 1)
-    start = _entry_of(job.starts, t) * job.kept_step
+    start = entry_of(job.starts, t) * job.kept_step
     for row in range(rows):
-        place = start + _entry_of(job.x_rows, first_row + row) * job.kept_row
+        place = start + entry_of(job.x_rows, first_row + row) * job.kept_row
         kept = array_at(job.kept + place * sums.array.itemsize, slots * size, sums.array)
         for block in range(first_block, last_block):
             for gate in range(gates):
@@ -182,8 +135,8 @@ def _set_initial(job, initial, columns, first_row, last_row, state):
         into = state.start + row * state.stride
         for column in range(columns, state.stride):
             state.array[into + column] = 0
-        address = initial + _entry_of(job.state_rows, row) * columns * state.array.itemsize
-        _copy(array_at(address, columns, state.array), _ZERO, state.array, into, columns)
+        address = initial + entry_of(job.state_rows, row) * columns * state.array.itemsize
+        copy_numbers(array_at(address, columns, state.array), _ZERO, state.array, into, columns)
 
 
 @inlined
@@ -209,8 +162,8 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
     lanes, width = lanes_of(h), panel_width(h)
     input_weights, bias = array_at(job.input_weights, 1, h), Panels(array_at(job.bias, 1, h), _ZERO, width, _ZERO)
     recurrent_weights = array_at(job.recurrent_weights, 1, h)
-    t = _step_of(job, s)
-    alive = _alive(job, t, part, first_row, last_row)
+    t = step_of(job, s)
+    alive = alive_rows(job, t, part, first_row, last_row)
     rows = alive - first_row
     first_panel, last_panel = _panels_of(first_block, job.gates), _panels_of(last_block, job.gates)
     panel_stride = (job.block * (last_row - first_row) if job.block > 1 else rows) * width
@@ -227,8 +180,8 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
     c_rows = Rows(c, first_row * job.c_stride, job.c_stride)
     out = h_after if job.projection_weights == 0 else Rows(m, first_row * job.c_stride, job.c_stride)
     if job.split == UNITS:
-        _fetch(h_before, rows, job.outputs)
-    slot = _slots_before(job, begins, s, part, first_row, last_row)
+        fetch_rows(h_before, rows, job.outputs)
+    slot = slots_before(job, begins, s, part, first_row, last_row)
     groups_at_once = max(1, SUMS_AT_ONCE // (job.gates * job.unit_group * lanes * max(rows, 1)))
     blocks_at_once = groups_at_once * job.unit_group
     turns = (last_block - first_block + blocks_at_once - 1) // blocks_at_once
@@ -266,8 +219,8 @@ def _project(job, s, part, first_row, last_row, first_panel, last_panel, sums, h
     sums  scratch  (panels, rows, width) from `products` on: the projected inputs before it are still needed
     """
     width = panel_width(h)
-    t = _step_of(job, s)
-    alive = _alive(job, t, part, first_row, last_row)
+    t = step_of(job, s)
+    alive = alive_rows(job, t, part, first_row, last_row)
     rows = alive - first_row
     size = rows * width
     for i in range((last_panel - first_panel) * size):
@@ -275,7 +228,7 @@ def _project(job, s, part, first_row, last_row, first_panel, last_panel, sums, h
     products = Panels(sums, job.products - first_panel * size, size, width)
     m_rows = Rows(m, first_row * job.c_stride, job.c_stride)
     if job.split == UNITS:
-        _fetch(m_rows, rows, job.units)
+        fetch_rows(m_rows, rows, job.units)
     weights = array_at(job.projection_weights, 1, h)
     multiply_add(rows, job.units, m_rows, weights, first_panel, last_panel, products, products, s % 2 == 1)
     h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
@@ -283,18 +236,10 @@ def _project(job, s, part, first_row, last_row, first_panel, last_panel, sums, h
         count = min(width, job.outputs - panel * width)
         for row in range(rows):
             source = products.start + panel * size + row * width
-            _copy(sums, source, h, h_after.start + row * h_after.stride + panel * width, count)
+            copy_numbers(sums, source, h, h_after.start + row * h_after.stride + panel * width, count)
     first, last = first_panel * width, min(last_panel * width, job.outputs)
     _emit(job, t, first_row, alive, h_after, first, last)
     _keep_final(job, s, part, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
-
-
-@function
-def share(count, part, parts):
-    """Return the range of `count` things that is the share of one of `parts`; the first ones have one more."""
-    size, more = count // parts, count % parts
-    first = part * size + min(part, more)
-    return first, first + size + (1 if part < more else 0)
 
 
 @inlined

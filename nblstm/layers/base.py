@@ -52,6 +52,7 @@ class Weights:
         self.parameters = {name: array.view() for name, array in parameters.items()}
         self.dtype = next(iter(self.parameters.values())).dtype
         self._packed: Any = None
+        self._packed_backward: Any = None
 
     def packed(self, pack: Callable[[Mapping[str, Array]], Any]) -> Any:
         """Return what `pack` makes of the parameters, made once."""
@@ -60,6 +61,12 @@ class Weights:
         if self._packed is None:
             self._packed = pack(self.parameters)
         return self._packed
+
+    def packed_backward(self, pack: Callable[[Mapping[str, Array]], Any]) -> Any:
+        """Return what `pack` makes of the parameters for the way back, made once."""
+        if self._packed_backward is None:
+            self._packed_backward = pack(self.parameters)
+        return self._packed_backward
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.parameters,)

@@ -140,18 +140,18 @@ def check_packed_data(layer: str, data: Array, input_size: int) -> None:
         raise RuntimeError(message(f"{layer} input.data", expected, data.shape, because=f"input_size={input_size}"))
 
 
-def check_states(layer: str, hx: Any, count: int, dtype: np.dtype[Any]) -> list[Array]:
+def check_states(layer: str, hx: Any, count: int, dtype: np.dtype[Any], name: str = "hx") -> list[Array]:
     """Return the states in `hx`: one array of the layer's dtype if `count` is 1, else a tuple of so many."""
     if count == 1:
         if isinstance(hx, tuple):
             because = f"{layer} has no cell state"
-            raise TypeError(message(f"{layer} hx", "one array", f"a tuple of {len(hx)}", because=because))
-        return [check_array(f"{layer} hx", hx, dtype)]
+            raise TypeError(message(f"{layer} {name}", "one array", f"a tuple of {len(hx)}", because=because))
+        return [check_array(f"{layer} {name}", hx, dtype)]
     if not isinstance(hx, (tuple, list)):
-        raise TypeError(message(f"{layer} hx", f"a tuple of {count} arrays", type(hx).__name__))
+        raise TypeError(message(f"{layer} {name}", f"a tuple of {count} arrays", type(hx).__name__))
     if len(hx) != count:
-        raise RuntimeError(message(f"{layer} hx", f"{count} arrays, as {layer} has so many states", len(hx)))
-    return [check_array(f"{layer} hx[{index}]", state, dtype) for index, state in enumerate(hx)]
+        raise RuntimeError(message(f"{layer} {name}", f"{count} arrays, as {layer} has so many states", len(hx)))
+    return [check_array(f"{layer} {name}[{index}]", state, dtype) for index, state in enumerate(hx)]
 
 
 def check_state_shapes(layer: str, states: list[Array], shapes: Sequence[tuple[int, ...]], batched: bool) -> None:

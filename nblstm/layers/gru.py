@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nblstm.kernels import cells
-from nblstm.layers.recurrent import HiddenStateLayer
+from nblstm.layers.hidden_state import HiddenStateLayer
 
 
 class GRUTrace(NamedTuple):

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from nblstm.arrays import Array
 from nblstm.kernels import cells
+from nblstm.layers.gradients import Backward
 from nblstm.layers.recurrent import RecurrentLayer
 from nblstm.sequences import PackedLike, PackedSequence
 
@@ -174,3 +175,31 @@ class LSTM(RecurrentLayer):
         """
         output, (h_n, c_n) = self._run(x, hx, lengths, out, dropout_call)
         return output, (h_n, c_n)
+
+    def vjp(
+        self,
+        x: Any,
+        hx: tuple[Any, Any] | None = None,
+        *,
+        lengths: Any = None,
+        input: bool = True,
+        dropout_call: int | None = None,
+    ) -> tuple[tuple[Any, tuple[Array, Array]], Backward]:
+        """Run the network, and return the way back through it: the vector-Jacobian product.
+
+        ``(output, (h_n, c_n)), backward = lstm.vjp(x)`` gives what a call gives, and ``gradients = backward(d_output,
+        d_state)`` the gradients of a scalar whose gradients by the output and the last states these are:
+        `Gradients` of the input, of hx and of every parameter. The arguments are those of a call; with ``input=False``
+        the gradient of the input is not computed. For truncated backpropagation hand the states on to the next call:
+        no gradient flows through them.
+
+        >>> import numpy as np
+        >>> from nblstm import LSTM
+        >>> lstm = LSTM(2, 3, seed=0)
+        >>> (output, (h_n, c_n)), backward = lstm.vjp(np.ones((5, 1, 2), np.float32))
+        >>> gradients = backward(d_output=np.ones_like(output))
+        >>> gradients.input.shape, gradients.parameters["weight_hh_l0"].shape
+        ((5, 1, 2), (12, 3))
+        """
+        output, (h_n, c_n), backward = self._vjp(x, hx, lengths, input, dropout_call)
+        return (output, (h_n, c_n)), backward

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar, overload
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from nblstm.arrays import Array
-from nblstm.engine.packing import DirectionWeights, pack_direction
+from nblstm.engine.backward import Tape
+from nblstm.engine.packing import BackwardWeights, DirectionWeights, pack_backward, pack_direction
 from nblstm.engine.run import Dropout, LayerRecord, SequenceLayout, new_records, run_layers
 from nblstm.errors import message
 from nblstm.kernels.cells import Cell
 from nblstm.layers import checks
 from nblstm.layers.base import Layer, common_dtype
-from nblstm.sequences import PackedLike, PackedSequence, check_packed
+from nblstm.layers.call import SequenceCall, dense
+from nblstm.layers.gradients import Backward
+from nblstm.sequences import check_packed
 from nblstm.weights.names import find_recurrent_layer
 
 Self = TypeVar("Self", bound="RecurrentLayer")  # typing.Self needs Python 3.11
@@ -31,30 +34,6 @@ _DEFAULTS: dict[str, Any] = {
     "dropout": 0.0,
     "bidirectional": False,
 }
-
-
-class SequenceCall(NamedTuple):
-    """One call of a layer in the engine's terms; everything in it has been checked."""
-
-    x: Array  # (T, B, I), or (N, I) packed; any strides
-    layout: SequenceLayout
-    states: Sequence[Array | None]  # each (L*D, B, size); None: zeros
-    y: Array  # (T, B, D*P), or (N, D*P) packed: where the kernels write; dense last axis
-    target: Array  # the user's output in the shape of y: y itself, or what y is to be copied to
-    output: Array | PackedSequence  # the user's output in the user's shape
-    batched: bool
-
-    def finish(self, states: tuple[Array, ...]) -> tuple[Array | PackedSequence, tuple[Array, ...]]:
-        """Return the output and the last states, (L*D, B, size) each, in the shapes that belong to the input's."""
-        if self.y is not self.target:
-            self.target[...] = self.y
-        return self.output, states if self.batched else tuple(state[:, 0] for state in states)
-
-    def shaped(self, values: Array, batch_first: bool) -> Array | PackedSequence:
-        """Return values of every step, (T, B, size) or (N, size), in the shape that belongs to the input's."""
-        if isinstance(self.output, PackedSequence):
-            return self.output._replace(data=values)
-        return values[:, 0] if not self.batched else values.swapaxes(0, 1) if batch_first else values
 
 
 def pack_parameters(cell: Cell, parameters: Mapping[str, Array], suffix: str) -> DirectionWeights:
@@ -205,6 +184,24 @@ class RecurrentLayer(Layer):
         dropout = self._dropout_of_call(dropout_call)
         return call.finish(run_layers(weights.packed(self._pack), call.x, call.layout, call.states, call.y, dropout))
 
+    def _vjp(
+        self, x: Any, hx: Any, lengths: Any, input: bool, dropout_call: int | None
+    ) -> tuple[Any, tuple[Array, ...], Backward]:
+        """Return the output and the last states of a call, and the way back through it."""
+        input = checks.check_flag(f"{type(self).__name__}.vjp", "input", input)
+        weights = self._weights
+        call = self._prepare(weights.dtype, x, hx, lengths, None)
+        dropout, packed = self._dropout_of_call(dropout_call), weights.packed(self._pack)
+        records = new_records(packed, call.y)
+        initial = [None if state is None else np.array(state, order="C") for state in call.states]
+        states = run_layers(packed, call.x, call.layout, initial, call.y, dropout, records)
+        # The user may write to the output; what the way back reads is not the user's.
+        output = call.shaped(call.y.copy())
+        back = weights.packed_backward(self._pack_backward)
+        tape = Tape(packed, back, call.x, call.layout, initial, records, dropout)
+        backward = Backward(type(self).__name__, call, tape, states, weights.parameters, self._suffixes(), input)
+        return output, states if call.batched else tuple(state[:, 0] for state in states), backward
+
     def trace(self, x: Any, hx: Any = None, *, lengths: Any = None, dropout_call: int | None = None) -> tuple[Any, ...]:
         """Run the network and return what every layer and direction went through: states and gates of all steps.
 
@@ -233,11 +230,22 @@ class RecurrentLayer(Layer):
         size = record.h.shape[-1] // self._directions
         h = record.h[..., direction * size : (direction + 1) * size]
         slots = [record.kept[..., direction, slot, : self.hidden_size] for slot in self._TRACE_SLOTS]
-        return self._TRACE(*(call.shaped(values, self.batch_first) for values in (h, *slots)))
+        return self._TRACE(*(call.shaped(values) for values in (h, *slots)))
 
     def _pack(self, parameters: Mapping[str, Array]) -> list[list[DirectionWeights]]:
         """Return the parameters as the panels that the kernels read, by layer and direction."""
         return [[pack_parameters(self._CELL, parameters, s) for s in suffixes] for suffixes in self._suffixes()]
+
+    def _pack_backward(self, parameters: Mapping[str, Array]) -> list[list[BackwardWeights]]:
+        """Return the parameters as the panels that the way back reads, by layer and direction."""
+        p = parameters
+        return [
+            [
+                pack_backward(self._CELL, p["weight_ih" + s], p["weight_hh" + s], p.get("weight_hr" + s))
+                for s in suffixes
+            ]
+            for suffixes in self._suffixes()
+        ]
 
     def _prepare(self, dtype: np.dtype[Any], x: Any, hx: Any, lengths: Any, out: Any) -> SequenceCall:
         """Check a call's arguments; return them in the engine's terms."""
@@ -252,7 +260,7 @@ class RecurrentLayer(Layer):
         output = self._output(dtype, array, states, out)
         plain = np.asarray(output)  # a subclass may give its views other shapes
         target = plain[:, None] if not batched else plain.swapaxes(0, 1) if self.batch_first else plain
-        return SequenceCall(steps_first, layout, states, _dense(target), target, output, batched)
+        return SequenceCall(steps_first, layout, states, dense(target), target, output, batched, self.batch_first)
 
     def _prepare_packed(self, dtype: np.dtype[Any], x: Any, hx: Any, lengths: Any, out: Any) -> SequenceCall:
         name = type(self).__name__
@@ -266,7 +274,9 @@ class RecurrentLayer(Layer):
         states = self._states(dtype, hx, layout.batch)
         output = self._output(dtype, data, states, out)
         target = np.asarray(output)
-        return SequenceCall(data, layout, states, _dense(target), target, packed._replace(data=output), batched=True)
+        return SequenceCall(
+            data, layout, states, dense(target), target, packed._replace(data=output), batched=True, batch_first=False
+        )
 
     def _states(self, dtype: np.dtype[Any], hx: Any, batch: int | None) -> list[Array] | list[None]:
         """Return the first states as (L*D, B, size) each, or None for zeros; `batch` is None for an unbatched input."""
@@ -295,80 +305,3 @@ class RecurrentLayer(Layer):
         if not self.training or self.dropout == 0 or self.num_layers == 1:
             return None
         return Dropout(self.dropout, self._dropout_seed, next(self._dropout_calls) if call is None else call)
-
-
-class HiddenStateLayer(RecurrentLayer):
-    """What GRU and RNN have in common: a state of h alone, handed in and out as one array."""
-
-    @overload
-    def __call__(
-        self,
-        x: PackedLike,
-        hx: Any = None,
-        *,
-        lengths: None = None,
-        out: Array | None = None,
-        dropout_call: int | None = None,
-    ) -> tuple[PackedSequence, Array]: ...
-
-    @overload
-    def __call__(
-        self,
-        x: Any,
-        hx: Any = None,
-        *,
-        lengths: Any = None,
-        out: Array | None = None,
-        dropout_call: int | None = None,
-    ) -> tuple[Array, Array]: ...
-
-    def __call__(
-        self,
-        x: Any,
-        hx: Any = None,
-        *,
-        lengths: Any = None,
-        out: Array | None = None,
-        dropout_call: int | None = None,
-    ) -> tuple[Any, Array]:
-        """Run the network over whole sequences.
-
-        Parameters
-        ----------
-        x : array or PackedSequence
-            (T, B, I), (B, T, I) if `batch_first`, or (T, I) unbatched; of the layer's dtype. Anything that is an array
-            to NumPy, or has ``__dlpack__``, or holds such arrays as a packed sequence. Never written to.
-        hx : array, optional
-            h_0 (L*D, B, H), without B if x is unbatched. None: zeros.
-        lengths : (B,) whole numbers, optional
-            The valid steps of each row of a padded x, from 1 to T. What stands past them is never read.
-        out : array, optional
-            Where to write the output: any strides, but no memory in common with x and hx.
-        dropout_call : int, optional
-            The number of the dropout mask, from 0 to 2**64 - 1. None: the next one of this layer.
-
-        Returns
-        -------
-        output : array or PackedSequence
-            (T, B, D*H), (B, T, D*H), (T, D*H) or packed, as x is; zero past each row's length.
-        h_n : array
-            Shaped like h_0; the state at each row's last valid step.
-
-        Raises
-        ------
-        ValueError
-            Another number of axes, another dtype, an `out` that cannot be written to, lengths beyond T.
-        RuntimeError
-            Other sizes than these, T = 0, lengths below 1.
-        TypeError
-            Something that is no array of numbers, or a tuple for hx.
-        """
-        output, (h_n,) = self._run(x, hx, lengths, out, dropout_call)
-        return output, h_n
-
-
-def _dense(target: Array) -> Array:
-    """Return `target` if kernels can write to it, whose last axis must be dense, else a new array of its shape."""
-    if target.strides[-1] == target.itemsize and target.flags.aligned:
-        return target
-    return np.empty(target.shape, target.dtype)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from nblstm.kernels import cells
 from nblstm.layers import checks
-from nblstm.layers.recurrent import HiddenStateLayer
+from nblstm.layers.hidden_state import HiddenStateLayer
 
 CELLS = {"tanh": cells.RNN_TANH, "relu": cells.RNN_RELU}
 

@@ -1,0 +1,255 @@
+"""Backpropagation through time: the one part of it that goes step by step.
+
+For each step from the last one back, with the gates' gradients G, those of a cell's sums (nblstm.kernels.cells),
+
+    dh[t, r] = d_output[t, r] + G[t + 1, r] W_hh         (and what goes from h to h past the sums)
+    G[t, r], dc[t - 1, r] = back(dh[t, r], dc[t, r])     with a projection of W_hr^T dh[t, r]
+
+All that does not wait for the step after it follows from G as products over all rows at once
+(nblstm.kernels.products). Slices, stages and rows are those of nblstm.kernels.recurrence; every buffer is described in
+nblstm.kernels.job.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nblstm.kernels.cells import back_through_cell
+from nblstm.kernels.job import BACKWARD_JOB, ROWS, UNITS, backward_job_at
+from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
+from nblstm.kernels.policy import function, inlined, worker
+from nblstm.kernels.recurrence import fetch_rows
+from nblstm.kernels.schedule import alive_rows, copy_numbers, entry_of, share, step_of
+from nblstm.kernels.simd import array_at, lanes_of
+
+_JOB_SIZE = BACKWARD_JOB.itemsize
+_ZERO, _ONE = np.int64(0), np.int64(1)
+
+
+@function
+def _row_at(job, address, columns, row, like):
+    """Return the array of `row` of a contiguous state of all rows at `address`."""
+    return array_at(address + entry_of(job.state_rows, row) * columns * like.itemsize, columns, like)
+
+
+@function
+def _set_rows(job, source, columns, first_row, last_row, target):
+    """Set rows of the target to the state at `source`; padding to zeros."""
+    for row in range(first_row, last_row):
+        into = target.start + row * target.stride
+        for column in range(columns, target.stride):
+            target.array[into + column] = 0
+        copy_numbers(_row_at(job, source, columns, row, target.array), _ZERO, target.array, into, columns)
+
+
+@function
+def _write_rows(job, source, target, columns, first_row, last_row, first, last):
+    """Write columns [first, last) of rows of the source to the state at `target`."""
+    for row in range(first_row, last_row):
+        into = _row_at(job, target, columns, row, source.array)
+        copy_numbers(source.array, source.start + row * source.stride + first, into, first, last - first)
+
+
+@function
+def _gradients_at(job, part, t, like):
+    """Return the address of the gradients of a slice's first row at step t."""
+    start = entry_of(job.gradient_starts, part * job.steps + t)
+    return job.gradients + start * job.slots * _padded(job, like) * like.itemsize
+
+
+@function
+def _padded(job, like):
+    return job.unit_blocks * lanes_of(like)
+
+
+@inlined
+def _through_step(job, s, part, first_row, last_row, first_panel, last_panel, products, dh, zeros):
+    """Set columns of dh to the gradient of h before step number s, from the gates' gradients of that step."""
+    width, t = panel_width(products), step_of(job, s)
+    rows = alive_rows(job, t, part, first_row, last_row) - first_row
+    size, padded = job.slots * _padded(job, products), _padded(job, products)
+    terms = job.recurrent_slots * padded
+    source = array_at(_gradients_at(job, part, t, products), 1, products)
+    gradients = Rows(source, job.recurrent_slot * padded, size)
+    if job.split == UNITS:
+        fetch_rows(gradients, rows, terms)
+    sums = Panels(products, -first_panel * rows * width, rows * width, width)
+    past = Panels(zeros, _ZERO, _ZERO, _ZERO)
+    weights = array_at(job.recurrent_weights, 1, products)
+    multiply_add(rows, terms, gradients, weights, first_panel, last_panel, past, sums, s % 2 == 1)
+    passes = job.recurrent_slot != 0
+    for panel in range(first_panel, last_panel):
+        count = min(width, job.outputs - panel * width)
+        for row in range(rows):
+            source_start = sums.start + panel * sums.stride + row * width
+            into = dh.start + (first_row + row) * dh.stride + panel * width
+            if passes:
+                for i in range(count):
+                    dh.array[into + i] += products[source_start + i]
+            else:
+                copy_numbers(products, source_start, dh.array, into, count)
+
+
+@inlined
+def _add_output(job, s, part, first_row, last_row, first, last, dh):
+    """Add the gradient of the output of step number s to columns [first, last) of dh."""
+    if job.dy == 0:
+        return
+    t, item = step_of(job, s), dh.array.itemsize
+    start = entry_of(job.starts, t) * job.dy_step
+    for row in range(first_row, alive_rows(job, t, part, first_row, last_row)):
+        address = job.dy + (start + entry_of(job.x_rows, row) * job.dy_row) * item
+        dy = array_at(address, last, dh.array)
+        into = dh.start + row * dh.stride
+        for i in range(first, last):
+            dh.array[into + i] += dy[i]
+
+
+@function
+def _before(job, s, row, rows_before, h_before, like):
+    """Return c, of a GRU h, of the step before step number s of a row: whole vectors, in `h_before` if need be."""
+    lanes, item = lanes_of(like), like.itemsize
+    padded = job.unit_blocks * lanes
+    known = s > 0 and row < rows_before
+    earlier = step_of(job, s - 1)
+    start = entry_of(job.starts, earlier)
+    place = entry_of(job.x_rows, row)
+    if job.d_c != 0:
+        if known:
+            kept = job.kept + (start * job.kept_step + place * job.kept_row + (job.kept_slots - 1) * padded) * item
+            return array_at(kept, padded, like)
+        source = job.c_0
+    else:
+        source = job.h_0
+        if known:
+            source = job.y + (start * job.y_step + place * job.y_row) * item
+    for i in range(job.units if source != 0 else 0, padded):  # the padding too: it meets gradients that are zero
+        h_before[i] = 0
+    if source == 0:
+        return h_before
+    if not known:
+        source += entry_of(job.state_rows, row) * job.units * item
+    copy_numbers(array_at(source, job.units, like), _ZERO, h_before, _ZERO, job.units)
+    return h_before
+
+
+@inlined
+def _through_cell(job, s, part, first_row, last_row, first_block, last_block, d_hidden, dc, h_before):
+    """Take rows and unit blocks back through the cell of step number s."""
+    t, item, padded = step_of(job, s), dc.array.itemsize, _padded(job, dc.array)
+    rows = alive_rows(job, t, part, first_row, last_row)
+    rows_before = alive_rows(job, step_of(job, s - 1), part, first_row, last_row) if s > 0 else first_row
+    start = entry_of(job.starts, t) * job.kept_step
+    gradients_start = _gradients_at(job, part, t, dc.array)
+    for row in range(first_row, rows):
+        kept_at = job.kept + (start + entry_of(job.x_rows, row) * job.kept_row) * item
+        kept = array_at(kept_at, job.kept_slots * padded, dc.array)
+        gradients_at = gradients_start + (row - first_row) * job.slots * padded * item
+        gradients = array_at(gradients_at, job.slots * padded, dc.array)
+        before = h_before
+        if job.needs_before != 0:
+            before = _before(job, s, row, rows_before, h_before, dc.array)
+        row_dh = Rows(d_hidden.array, d_hidden.start + row * d_hidden.stride, d_hidden.stride)
+        row_dc = Rows(dc.array, dc.start + row * dc.stride, dc.stride)
+        back_through_cell(job.cell, kept, before, gradients, row_dh, row_dc, padded, first_block, last_block)
+
+
+@inlined
+def _through_projection(job, s, part, first_row, last_row, first_panel, last_panel, products, dh, dm, zeros):
+    """Set panels of dm to W_hr^T dh at step number s."""
+    width, t = panel_width(products), step_of(job, s)
+    rows = alive_rows(job, t, part, first_row, last_row) - first_row
+    own = Rows(dh.array, dh.start + first_row * dh.stride, dh.stride)
+    if job.split == UNITS:
+        fetch_rows(own, rows, job.outputs)
+    sums = Panels(dm.array, dm.start + first_row * dm.stride, width, dm.stride)
+    past = Panels(zeros, _ZERO, _ZERO, _ZERO)
+    weights = array_at(job.projection_weights, 1, products)
+    multiply_add(rows, job.outputs, own, weights, first_panel, last_panel, past, sums, s % 2 == 1)
+
+
+@inlined
+def _record_projected(job, s, part, first_row, last_row, first, last, dh):
+    """Keep columns [first, last) of dh at step number s, for the gradient of W_hr."""
+    t = step_of(job, s)
+    start = entry_of(job.gradient_starts, part * job.steps + t)
+    for row in range(first_row, alive_rows(job, t, part, first_row, last_row)):
+        address = job.d_projected + (start + row - first_row) * job.outputs * dh.array.itemsize
+        into = array_at(address, last, dh.array)
+        copy_numbers(dh.array, dh.start + row * dh.stride + first, into, first, last - first)
+
+
+@inlined
+def _backward_slice(first_job, piece, step, like):
+    """Do slice number `piece`: direction piece // parts, part piece % parts.
+
+    Stage 0 sets dh and dc; stage 1 begins the last step; every further one ends a step and begins the one before. With
+    a projection each of them has a second half.
+    """
+    parts = backward_job_at(first_job).parts
+    job = backward_job_at(first_job + (piece // parts) * _JOB_SIZE)
+    part = piece % parts
+    zeros = array_at(job.zeros, 1, like)
+    item, width, lanes = zeros.itemsize, panel_width(zeros), lanes_of(zeros)
+    dh = Rows(array_at(job.workspace + job.dh * item, job.rows * job.h_stride, like), _ZERO, job.h_stride)
+    dc = Rows(array_at(job.workspace + job.dc * item, job.rows * job.c_stride, like), _ZERO, job.c_stride)
+    dm = Rows(array_at(job.workspace + job.dm * item, job.rows * job.c_stride, like), _ZERO, job.c_stride)
+    products = array_at(job.workspace + (job.products + part * job.products_size) * item, job.products_size, like)
+    h_before = array_at(job.workspace + (job.h_before + part * job.c_stride) * item, job.c_stride, like)
+    row_part, row_parts, unit_part, unit_parts = _ZERO, _ONE, part, parts
+    first_stage, last_stage = step, step + 1
+    if job.split == ROWS:
+        row_part, row_parts, unit_part, unit_parts = part, parts, _ZERO, _ONE
+        first_stage, last_stage = _ZERO, job.stages
+    first_row, last_row = share(job.rows, row_part, row_parts)
+    groups = (job.unit_blocks + job.unit_group - 1) // job.unit_group
+    first_group, last_group = share(groups, unit_part, unit_parts)
+    first_block, last_block = first_group * job.unit_group, min(last_group * job.unit_group, job.unit_blocks)
+    projects = job.projection_weights != 0
+    first_panel, last_panel = first_group, last_group
+    if projects:
+        first_panel, last_panel = share((job.outputs + width - 1) // width, unit_part, unit_parts)
+    first, last = first_panel * width, min(last_panel * width, job.outputs)
+    halves = 2 if projects else 1
+    for stage in range(first_stage, last_stage):
+        if stage == 0:
+            begin_first, begin_last = share(job.rows, part, parts)
+            _set_rows(job, job.d_h, job.outputs, begin_first, begin_last, dh)
+            if job.d_c != 0:
+                _set_rows(job, job.d_c, job.units, begin_first, begin_last, dc)
+        else:
+            done = (stage - 1) // halves  # steps that have ended or end now
+            s = job.steps - 1 - done
+            if (stage - 1) % halves == 0:
+                if done > 0:
+                    _through_step(
+                        job, s + 1, row_part, first_row, last_row, first_panel, last_panel, products, dh, zeros
+                    )
+                if s >= 0:
+                    _add_output(job, s, row_part, first_row, last_row, first, last, dh)
+                    if projects:
+                        _record_projected(job, s, row_part, first_row, last_row, first, last, dh)
+                else:
+                    _write_rows(job, dh, job.d_h, job.outputs, first_row, last_row, first, last)
+                    if job.d_c != 0:
+                        lower, upper = first_block * lanes, min(last_block * lanes, job.units)
+                        _write_rows(job, dc, job.d_c, job.units, first_row, last_row, lower, upper)
+            if s >= 0 and (stage - 1) % halves == halves - 1:
+                if projects:
+                    _through_projection(
+                        job, s, row_part, first_row, last_row, first_group, last_group, products, dh, dm, zeros
+                    )
+                hidden = dm if projects else dh
+                _through_cell(job, s, row_part, first_row, last_row, first_block, last_block, hidden, dc, h_before)
+
+
+@worker
+def backward_float32(job, piece, step):
+    """The worker for float32."""
+    _backward_slice(job, piece, step, np.float32(0))
+
+
+@worker
+def backward_float64(job, piece, step):
+    """The worker for float64."""
+    _backward_slice(job, piece, step, np.float64(0))

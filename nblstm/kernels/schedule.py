@@ -1,0 +1,64 @@
+"""Who does what when: shares of the work, the steps of a direction, the rows alive at a step, and copies of rows."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nblstm.kernels.policy import function
+from nblstm.kernels.simd import array_at, lanes_of, load, store
+
+
+@function
+def entry_of(table, index):
+    """Return ``table[index]`` of an int64 table at an address, or `index` itself where there is no table."""
+    return array_at(table, index + 1, np.int64(0))[index] if table != 0 else index
+
+
+@function
+def alive_rows(job, t, part, first_row, last_row):
+    """Return the end of those of a slice's rows that are alive at step t; first_row if none is."""
+    if job.batch_sizes == 0:
+        return last_row
+    return first_row + entry_of(job.batch_sizes, part * job.steps + t)
+
+
+@function
+def step_of(job, s):
+    """Return the step of the sequence that is done as number s."""
+    return job.steps - 1 - s if job.reverse else s
+
+
+@function
+def slots_before(job, first, s, part, first_row, last_row):
+    """Return how many rows the steps number first to s - 1 have in a block."""
+    if job.batch_sizes == 0:
+        return (s - first) * (last_row - first_row)
+    count = 0
+    for earlier in range(first, s):
+        count += alive_rows(job, step_of(job, earlier), part, first_row, last_row) - first_row
+    return count
+
+
+@function
+def copy_numbers(source, source_start, target, target_start, count):
+    """Copy `count` numbers from one contiguous 1-D array to another; they do not overlap.
+
+    By whole vectors, the last of which begins earlier rather than end later. A plain loop, with Numba's checks for
+    negative indices and LLVM's for overlap, made a layer 1 to 2 % slower (B = 4 to 64, H = 64 to 256).
+    """
+    lanes = lanes_of(source)
+    if count < lanes:
+        for i in range(count):
+            target[target_start + i] = source[source_start + i]
+    else:
+        for i in range(0, count - lanes, lanes):
+            store(target, target_start + i, load(source, source_start + i))
+        store(target, target_start + count - lanes, load(source, source_start + count - lanes))
+
+
+@function
+def share(count, part, parts):
+    """Return the range of `count` things that is the share of one of `parts`; the first ones have one more."""
+    size, more = count // parts, count % parts
+    first = part * size + min(part, more)
+    return first, first + size + (1 if part < more else 0)
