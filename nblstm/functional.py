@@ -5,8 +5,8 @@ The weights are torch's: one row for each gate and unit, gates in torch's order,
 size of h: H, or that of a projection. Arrays are float32 or float64, all of one dtype; without the batch axis, in input
 and states alike, all functions work too. A call packs the weights anew: for many calls make a layer of them once.
 
-All raise ValueError for another number of axes or another dtype, RuntimeError for sizes that do not fit one another,
-and TypeError for what is no array of numbers.
+All raise ValueError for another number of axes and for arrays of different dtypes, RuntimeError for sizes that do not
+fit one another, and TypeError for what is no array of float32 or float64.
 
 Exercise "my LSTM equals nn.LSTM":
 
@@ -34,6 +34,7 @@ import numpy as np
 
 from nblstm.arrays import Array, as_array, float_dtype
 from nblstm.errors import message
+from nblstm.layers import checks
 from nblstm.layers.cells import GRUCell, LSTMCell, RNNCell
 from nblstm.layers.gru import GRU
 from nblstm.layers.lstm import LSTM
@@ -51,17 +52,9 @@ def lstm(
     (4H,), w_hr (P, H) for a projection. Returns the output (B, T, P) and (h_n, c_n), shaped like hx.
     """
     weights = _checked("lstm", 4, w_ih, w_hh, b_ih, b_hh, w_hr)
-    layer = LSTM._with_parameters(
-        _named(weights, "_l0"),
-        *_sizes(weights),
-        batch_first=True,
-        proj_size=0 if w_hr is None else weights["w_hh"].shape[1],
-        dtype=weights["w_ih"].dtype,
-    )
-    if isinstance(hx, (tuple, list)):
-        hx = tuple(as_array(f"lstm hx[{index}]", state)[None] for index, state in enumerate(hx))
-    output, (h_n, c_n) = layer(input, hx)
-    return output, (h_n[0], c_n[0])
+    options = {} if w_hr is None else {"proj_size": weights["w_hh"].shape[1]}
+    output, (h_n, c_n) = _run(LSTM, "lstm", weights, input, hx, **options)
+    return output, (h_n, c_n)
 
 
 def gru(input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> tuple[Array, Array]:
@@ -75,11 +68,8 @@ def gru(input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any =
     >>> output.shape, bool((output[:, -1] == h_n).all())
     ((2, 5, 3), True)
     """
-    weights = _checked("gru", 3, w_ih, w_hh, b_ih, b_hh)
-    dtype = weights["w_ih"].dtype
-    layer = GRU._with_parameters(_named(weights, "_l0"), *_sizes(weights), batch_first=True, dtype=dtype)
-    output, h_n = layer(input, None if hx is None else as_array("gru hx", hx)[None])
-    return output, h_n[0]
+    output, (h_n,) = _run(GRU, "gru", _checked("gru", 3, w_ih, w_hh, b_ih, b_hh), input, hx)
+    return output, h_n
 
 
 def rnn(
@@ -102,10 +92,8 @@ def rnn(
     [[[2.0], [4.0], [6.0]]]
     """
     weights = _checked("rnn", 1, w_ih, w_hh, b_ih, b_hh)
-    options: dict[str, Any] = {"nonlinearity": nonlinearity, "batch_first": True, "dtype": weights["w_ih"].dtype}
-    layer = RNN._with_parameters(_named(weights, "_l0"), *_sizes(weights), **options)
-    output, h_n = layer(input, None if hx is None else as_array("rnn hx", hx)[None])
-    return output, h_n[0]
+    output, (h_n,) = _run(RNN, "rnn", weights, input, hx, nonlinearity=nonlinearity)
+    return output, h_n
 
 
 def bidirectional_rnn(
@@ -135,12 +123,16 @@ def bidirectional_rnn(
     name = "bidirectional_rnn"
     weights = _checked(name, 1, w_ih, w_hh, b_ih, b_hh)
     reverse = _checked(name, 1, w_ih_reverse, w_hh_reverse, b_ih_reverse, b_hh_reverse, ending="_reverse")
+    if reverse["w_ih"].dtype != weights["w_ih"].dtype:
+        expected, got = f"dtype {weights['w_ih'].dtype}, as w_ih has", f"dtype {reverse['w_ih'].dtype}"
+        raise ValueError(message(f"{name} w_ih_reverse", expected, got))
     if reverse["w_ih"].shape != weights["w_ih"].shape:
         expected = f"{weights['w_ih'].shape}, as w_ih has"
         raise RuntimeError(message(f"{name} w_ih_reverse", expected, reverse["w_ih"].shape))
     parameters = {**_named(weights, "_l0"), **_named(reverse, "_l0_reverse")}
     options: dict[str, Any] = {"nonlinearity": nonlinearity, "batch_first": True, "dtype": weights["w_ih"].dtype}
-    return RNN._with_parameters(parameters, *_sizes(weights), bidirectional=True, **options)(input, hx)
+    layer = RNN._with_parameters(parameters, *_sizes(weights), bidirectional=True, **options)
+    return layer(_unpacked(name, input), hx)
 
 
 def lstm_cell(input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None) -> tuple[Array, Array]:
@@ -186,6 +178,31 @@ def rnn_cell(
     return RNNCell._with_parameters(_named(weights), *_sizes(weights), **options)(input, hx)
 
 
+def _run(
+    kind: type[LSTM] | type[GRU] | type[RNN], name: str, weights: dict[str, Array], input: Any, hx: Any, **options: Any
+) -> tuple[Array, tuple[Array, ...]]:
+    """Return the output and the last states of one layer, in one direction, without the axis of layers."""
+    dtype, (inputs, units) = weights["w_ih"].dtype, _sizes(weights)
+    layer = kind._with_parameters(_named(weights, "_l0"), inputs, units, batch_first=True, dtype=dtype, **options)
+    x = checks.check_array(f"{name} input", _unpacked(name, input), dtype)
+    checks.check_sequence_input(name, x, inputs, batch_first=True)
+    states: Any = None
+    if hx is not None:
+        sizes = [weights["w_hh"].shape[1], units][: 2 if kind is LSTM else 1]
+        given = checks.check_states(name, hx, len(sizes), dtype)
+        checks.check_state_shapes(name, given, [(*x.shape[:-2], size) for size in sizes], x.ndim == 3)
+        states = tuple(state[None] for state in given)
+        states = states if kind is LSTM else states[0]
+    output, last = layer(x, states)
+    return output, tuple(state[0] for state in (last if isinstance(last, tuple) else (last,)))
+
+
+def _unpacked(name: str, input: Any) -> Any:
+    if hasattr(input, "batch_sizes"):
+        raise TypeError(message(f"{name} input", "an array", "a packed sequence", hint="A layer takes one"))
+    return input
+
+
 def _checked(
     name: str, gates: int, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, w_hr: Any = None, ending: str = ""
 ) -> dict[str, Array]:
@@ -202,11 +219,15 @@ def _checked(
         if array.dtype != dtype:
             expected = f"dtype {dtype}, as w_ih has"
             raise ValueError(message(f"{name} {argument}{ending}", expected, f"dtype {array.dtype}"))
-        if array.ndim != (1 if argument.startswith("b") else 2) or 0 in array.shape:
-            axes = "one axis" if argument.startswith("b") else "two axes"
-            expected = f"{axes} of at least one element"
+        axes = 1 if argument.startswith("b") else 2
+        if array.ndim != axes:
+            expected = "one axis" if axes == 1 else "two axes"
             raise ValueError(message(f"{name} {argument}{ending}", expected, array.shape))
     outputs, units = arrays["w_hr"].shape if w_hr is not None else [arrays["w_hh"].shape[1]] * 2
+    if units == 0 or (w_hr is not None and not 0 < outputs < units):
+        expected = "at least one hidden unit" if w_hr is None else "(P, H) with 0 < P < H"
+        which = "w_hh" if w_hr is None else "w_hr"
+        raise RuntimeError(message(f"{name} {which}{ending}", expected, arrays[which].shape))
     shapes: dict[str, tuple[int, ...]] = {
         "w_ih": (gates * units, arrays["w_ih"].shape[1]),
         "w_hh": (gates * units, outputs),

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from nblstm.arrays import Array, as_array, as_whole_number
 from nblstm.errors import message
@@ -43,6 +44,18 @@ class PackedSequence(NamedTuple):
     batch_sizes: Array
     sorted_indices: Array | None = None
     unsorted_indices: Array | None = None
+
+    def to(self, dtype: npt.DTypeLike) -> PackedSequence:
+        """Return the sequence with its data in another dtype; itself if they have it already."""
+        return self if self.data.dtype == dtype else self._replace(data=self.data.astype(dtype))
+
+    def float(self) -> PackedSequence:
+        """Return the sequence in float32."""
+        return self.to(np.float32)
+
+    def double(self) -> PackedSequence:
+        """Return the sequence in float64."""
+        return self.to(np.float64)
 
 
 class PackedLike(Protocol):

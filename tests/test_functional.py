@@ -125,12 +125,20 @@ BIDIRECTIONAL = [np.ones((5, 4)), np.ones((5, 5)), None, None]
         ),
         (lambda: functional.gru(X, None, W_IH.astype(int), W_HH), TypeError, "gru w_ih dtype: expected float32 or"),
         (lambda: functional.gru(X, None, None, W_HH), TypeError, "gru w_ih: expected an array"),
-        (lambda: functional.gru(X[..., :3], None, W_IH, W_HH), RuntimeError, r"GRU input: expected \(B, T, 4\)"),
-        (lambda: functional.gru(X, np.ones((3, 5)), W_IH, W_HH), RuntimeError, "Expected hidden size"),
+        (lambda: functional.gru(X[..., :3], None, W_IH, W_HH), RuntimeError, r"gru input: expected \(B, T, 4\)"),
+        (
+            lambda: functional.gru(X, np.ones((3, 5)), W_IH, W_HH),
+            RuntimeError,
+            r"gru hx: Expected hidden size \(2, 5\), got \[3, 5\]",
+        ),
+        (lambda: functional.gru(X, np.ones((1, 2, 5)), W_IH, W_HH), RuntimeError, "hx should also be 2-D but got 3-D"),
+        (lambda: functional.gru(X, (np.ones((2, 5)),), W_IH, W_HH), TypeError, "gru hx: expected one array"),
+        (lambda: functional.lstm(X, None, W_IH, W_HH, w_hr=np.ones((5, 3))), RuntimeError, "lstm w_hr: expected"),
+        (lambda: functional.gru(nblstm.pack_sequence([X[0]]), None, W_IH, W_HH), TypeError, "a packed sequence"),
         (
             lambda: functional.lstm(X, np.ones((2, 5)), W_IH[:12], np.ones((12, 3))),
             TypeError,
-            "LSTM hx: expected a tuple",
+            "lstm hx: expected a tuple",
         ),
         (lambda: functional.lstm(X, None, W_IH, W_HH), RuntimeError, r"lstm w_ih: expected \(20, 4\)"),
         (
@@ -142,6 +150,13 @@ BIDIRECTIONAL = [np.ones((5, 4)), np.ones((5, 5)), None, None]
             lambda: functional.bidirectional_rnn(X, None, *BIDIRECTIONAL, np.ones((5, 3)), np.ones((5, 5))),
             RuntimeError,
             r"bidirectional_rnn w_ih_reverse: expected \(5, 4\), as w_ih has, got \(5, 3\)",
+        ),
+        (
+            lambda: functional.bidirectional_rnn(
+                X, None, *BIDIRECTIONAL, *(np.ones((5, n), np.float32) for n in (4, 5))
+            ),
+            ValueError,
+            "bidirectional_rnn w_ih_reverse: expected dtype float64, as w_ih has",
         ),
     ],
 )

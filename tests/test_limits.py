@@ -7,7 +7,7 @@ import pytest
 
 from nblstm.commands.benchmark.cases import Case
 from nblstm.commands.benchmark.limits import Limits, product_of
-from nblstm.engine.packing import _panels
+from nblstm.engine.packing import pack_panels
 from nblstm.kernels.policy import lanes
 from nblstm.kernels.tile import PANEL_VECTORS, ROWS
 
@@ -22,7 +22,7 @@ def test_products(dtype, rows, slices):
     rows_of = random.standard_normal((slices, rows, terms)).astype(dtype)
     outputs_of = random.standard_normal((slices, 3 * width, terms)).astype(dtype)
     a[:] = rows_of.reshape(-1)
-    weights[:] = np.concatenate([_panels(outputs) for outputs in outputs_of])
+    weights[:] = np.concatenate([pack_panels(outputs) for outputs in outputs_of])
     sums.fill(0)
     product.seconds(7, slices)
     expected = 7 * rows_of @ outputs_of.swapaxes(1, 2)

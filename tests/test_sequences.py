@@ -217,3 +217,11 @@ def test_bad_packed_sequences(fields: dict[str, Any], error: type[Exception], wo
     for call in (nblstm.pad_packed_sequence, nblstm.unpack_sequence, layer):
         with pytest.raises(error, match=words):
             call(bad)
+
+
+def test_a_packed_sequence_changes_its_dtype_as_torchs_does() -> None:
+    packed = nblstm.pack_sequence([np.array([[1.5], [2.5]], np.float32), np.array([[3.5]], np.float32)])
+    double = packed.double()
+    assert double.data.dtype == np.float64 and np.array_equal(double.data, packed.data)
+    assert packed.float() is packed and double.to(np.float32).data.dtype == np.float32
+    assert np.array_equal(double.batch_sizes, packed.batch_sizes)

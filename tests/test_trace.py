@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ LENGTHS = np.array([4, 7, 1, 6])
 @pytest.fixture(params=LAYERS, ids=repr)
 def layer(request: pytest.FixtureRequest) -> Any:
     """Each layer in turn, in float64: what is compared are the places, not the last digits."""
-    return request.param.to(np.float64)
+    return copy.deepcopy(request.param).to(np.float64)
 
 
 def inputs(layer: Any) -> tuple[Any, Any]:

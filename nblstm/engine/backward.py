@@ -131,7 +131,7 @@ def _layer_gradients(
 def _plan(layer: _Layer) -> tuple[Plan, int]:
     """Return the plan of the steps, and how many threads the products have."""
     first, layout, count = layer.weights[0], layer.layout, threads.get_num_threads()
-    sizes = len(layer.weights), layout.steps, layout.batch, layout.mean_batch
+    sizes = len(layer.weights), layout.steps, layout.batch, layout.mean_rows
     plan = planning.choose(first, *sizes, count)
     usable = count if count == 1 else min(count, threads.usable())
     if plan.threads > usable:

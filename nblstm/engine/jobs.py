@@ -1,6 +1,6 @@
 """The job records of a layer: what depends on sizes alone is worked out once, the rest at each call.
 
-A record has forty fields; choosing a plan and filling them anew took three quarters of a call of one step.
+A record has some fifty fields; choosing a plan and filling them anew took three quarters of a call of one step.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class JobTemplate(NamedTuple):
     stages: int
 
 
-def job_template(layer: list[DirectionWeights], steps: int, rows: int, alive: int, threads: int) -> JobTemplate:
+def job_template(layer: list[DirectionWeights], steps: int, rows: int, mean_rows: int, threads: int) -> JobTemplate:
     """Return the template for calls of these sizes, from the layer's first direction if it has it.
 
-    Of the `rows` of the batch `alive` run at a step in the mean.
+    Of the `rows` of the batch `mean_rows` run at a step in the mean.
     """
     templates = layer[0].job_templates
-    key = steps, rows, alive, threads, len(layer)
+    key = steps, rows, mean_rows, threads, len(layer)
     template: JobTemplate | None = templates.get(key)
     if template is None:
         if len(templates) >= _MOST_TEMPLATES:
             templates.clear()
-        plan = planning.choose(layer[0], len(layer), steps, rows, alive, threads)
+        plan = planning.choose(layer[0], len(layer), steps, rows, mean_rows, threads)
         template = templates[key] = _make_template(layer, plan, steps, rows)
     return template
 

@@ -93,7 +93,8 @@ def pack_direction(
     dtype, gates = w_ih.dtype, cell.gates
     units = w_hh.shape[0] // gates
     recurrent_bias = None
-    bias = np.zeros(w_hh.shape[0], dtype) if b_ih is None or b_hh is None else b_ih + b_hh
+    with np.errstate(all="ignore"):  # a sum too large becomes inf without a warning, as in torch
+        bias = np.zeros(w_hh.shape[0], dtype) if b_ih is None or b_hh is None else b_ih + b_hh
     if cell.apart:
         recurrent_bias, last = np.zeros_like(bias), slice(units * (gates - 1), None)
         if b_ih is not None and b_hh is not None:

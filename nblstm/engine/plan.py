@@ -61,16 +61,16 @@ def block_of(rows: int, steps: int, weight_bytes: int) -> int:
     return max(1, min(steps, rows_at_once // max(rows, 1)))
 
 
-def choose(weights: DirectionWeights, directions: int, steps: int, rows: int, alive: int, threads: int) -> Plan:
+def choose(weights: DirectionWeights, directions: int, steps: int, rows: int, mean_rows: int, threads: int) -> Plan:
     """Return the plan of least estimated time for one layer on up to `threads` threads.
 
-    Of the `rows` of the batch `alive` run at a step in the mean.
+    Of the `rows` of the batch `mean_rows` run at a step in the mean.
     """
     serial = Plan(ROWS, 1, 1)
     if threads == 1:
         return serial
     candidates = [serial, *_parallel_plans(weights, directions, rows, threads)]
-    return min(candidates, key=lambda plan: estimate(plan, weights, directions, steps, alive))
+    return min(candidates, key=lambda plan: estimate(plan, weights, directions, steps, mean_rows))
 
 
 def _parallel_plans(weights: DirectionWeights, directions: int, rows: int, threads: int) -> Iterator[Plan]:

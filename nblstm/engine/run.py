@@ -40,8 +40,8 @@ class SequenceLayout(NamedTuple):
     packed: bool = False
 
     @property
-    def mean_batch(self) -> int:
-        """Return the rows that run at a step in the mean, in eighths of B: for nearly the same lengths one plan."""
+    def mean_rows(self) -> int:
+        """Return the rows of a step in the mean, in eighths of B, so that nearly the same lengths share a plan."""
         if self.batch_sizes is None:
             return self.batch
         eighth = -(-self.batch // 8)
@@ -200,7 +200,7 @@ def _run_layer(
 ) -> None:
     """Run one layer in all its directions; the states, (D, B, size) each, go from initial to final."""
     first = layer[0]
-    sizes_of_call = layout.steps, layout.batch, layout.mean_batch
+    sizes_of_call = layout.steps, layout.batch, layout.mean_rows
     template = job_template(layer, *sizes_of_call, threads.get_num_threads())
     if template.plan.threads > 1 and threads.usable() < template.plan.threads:
         template = job_template(layer, *sizes_of_call, threads.usable())
@@ -238,6 +238,7 @@ def deal(sizes: Array, batch: int, parts: int) -> tuple[Array, Array]:
     if parts == 1:
         return sizes[None], np.arange(batch)
     rounds = np.arange(-(-batch // parts) * parts).reshape(-1, parts)
-    rounds[-2::-2] = rounds[-2::-2, ::-1].copy()  # the last one, perhaps not whole, goes to the first parts
+    # The last one, perhaps not whole, goes to the first parts, as in `share`.
+    rounds[-2::-2] = rounds[-2::-2, ::-1].copy()
     slices = rounds.T
     return np.array([np.searchsorted(rows, sizes) for rows in slices]), slices[slices < batch]

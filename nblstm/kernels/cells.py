@@ -158,7 +158,7 @@ def apply_cell(code, sums, recurrent_sums, first_block, last_block, rows, h_befo
         _apply_lstm(sums, first_block, last_block, rows, h, c, keep)
     elif code == _GRU:
         _apply_gru(sums, recurrent_sums, first_block, last_block, rows, h_before, h, keep)
-    else:
+    elif code in (_RNN_TANH, _RNN_RELU):
         _apply_rnn(code == _RNN_RELU, sums, first_block, last_block, rows, h, keep)
 
 
@@ -231,5 +231,5 @@ def back_through_cell(code, kept, before, gradients, dh, dc, size, first_block, 
         _back_lstm(kept, before, gradients, dh, dc, size, first_block, last_block)
     elif code == _GRU:
         _back_gru(kept, before, gradients, dh, size, first_block, last_block)
-    else:
+    elif code in (_RNN_TANH, _RNN_RELU):
         _back_rnn(code == _RNN_RELU, kept, gradients, dh, first_block, last_block)

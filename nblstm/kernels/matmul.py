@@ -17,9 +17,8 @@ from nblstm.kernels.policy import function, inlined
 from nblstm.kernels.simd import lanes_of
 from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, multiply_tile
 
-# Terms of a chain at most. Errors are 0.8 to 1.0 of torch's (a third to a half with a thousand units), in a product of
-# which 1 to 2 % goes into the additions between chains; with 64 they are hardly smaller, with 256 a projection's are
-# larger than torch's (docs/performance.md).
+# Terms of a chain at most. Errors are 0.7 to 1.0 of torch's, in a product of which 1 to 2 % goes into the additions
+# between chains; with 64 they are hardly smaller, with 256 a projection's exceed torch's (docs/performance.md).
 _CHAIN = 128
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,11 @@ Self = TypeVar("Self", bound="RecurrentCell")  # typing.Self needs Python 3.11
 class RecurrentCell(Layer):
     """What LSTMCell, GRUCell and RNNCell have in common: parameters, and one step of the engine."""
 
-    _CELL: cells.Cell
+    _CELL: ClassVar[cells.Cell]  # its number of gates is that of all cells of the class
+
+    @property
+    def _cell(self) -> cells.Cell:
+        return self._CELL
 
     def __init__(
         self,
@@ -42,7 +46,7 @@ class RecurrentCell(Layer):
             raise ValueError(message(f"{name} input_size", "0 or more", input_size))
         self.hidden_size = checks.check_size(name, "hidden_size", hidden_size)
         self.bias = checks.check_flag(name, "bias", bias)
-        rows = self._CELL.gates * hidden_size
+        rows = self._cell.gates * hidden_size
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
         if bias:
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
@@ -79,7 +83,7 @@ class RecurrentCell(Layer):
             because = f"input_size={self.input_size}"
             raise RuntimeError(message(f"{name} input", expected, array.shape, because=because))
         rows = array if array.ndim == 2 else array[None]
-        count = 2 if self._CELL.has_cell_state else 1
+        count = 2 if self._cell.has_cell_state else 1
         initial: list[Array] | list[None] = [None] * count if hx is None else self._states(name, hx, count, array)
         y = np.empty((1, len(rows), self.hidden_size), weights.dtype)
         states = run_layers(weights.packed(self._pack), rows[None], SequenceLayout(1, len(rows)), initial, y)
@@ -96,7 +100,7 @@ class RecurrentCell(Layer):
 
     def _pack(self, parameters: Mapping[str, Array]) -> list[list[DirectionWeights]]:
         """Return the parameters as the panels that the kernels read: one layer, one direction."""
-        return [[pack_parameters(self._CELL, parameters, "")]]
+        return [[pack_parameters(self._cell, parameters, "")]]
 
     def __repr__(self) -> str:
         given = [str(self.input_size), str(self.hidden_size), *([] if self.bias else ["bias=False"])]
@@ -285,9 +289,12 @@ class RNNCell(HiddenStateCell):
         seed: int | None = None,
     ) -> None:
         self.nonlinearity = checks.check_nonlinearity(type(self).__name__, nonlinearity)
-        self._CELL = CELLS[self.nonlinearity]
         super().__init__(input_size, hidden_size, bias, dtype=dtype, seed=seed)
 
     def __repr__(self) -> str:
         nonlinearity = "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity!r}"
         return f"{super().__repr__()[:-1]}{nonlinearity})"
+
+    @property
+    def _cell(self) -> cells.Cell:
+        return CELLS[self.nonlinearity]

@@ -7,6 +7,7 @@ family that torch.nn raises in the same place. They all run before any kernel st
 from __future__ import annotations
 
 import numbers
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -68,9 +69,17 @@ def check_dropout(layer: str, value: Any, num_layers: Any) -> float:
         warnings.warn(
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers "
             f"greater than 1, but got dropout={value} and num_layers={num_layers}",
-            stacklevel=4,  # to the line that builds the layer
+            stacklevel=_frames_to_the_user(),
         )
     return float(value)
+
+
+def _frames_to_the_user() -> int:
+    """Return the stack level, for the caller's warning, of the first line outside of this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("nblstm."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def check_seed(layer: str, seed: Any) -> int | None:

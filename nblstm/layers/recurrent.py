@@ -24,7 +24,7 @@ from nblstm.weights.names import find_recurrent_layer
 
 Self = TypeVar("Self", bound="RecurrentLayer")  # typing.Self needs Python 3.11
 
-# What repr leaves out, in the order in which torch prints the others.
+# What repr leaves out; the others are printed in torch's order, which has no nonlinearity.
 _DEFAULTS: dict[str, Any] = {
     "proj_size": 0,
     "num_layers": 1,
@@ -51,7 +51,7 @@ def pack_parameters(cell: Cell, parameters: Mapping[str, Array], suffix: str) ->
 class RecurrentLayer(Layer):
     """What LSTM, GRU and RNN have in common: torch.nn's constructor arguments, parameters and their order."""
 
-    _CELL: Cell  # set anew on layers whose arguments choose it
+    _CELL: ClassVar[Cell]  # its number of gates is that of all layers of the class
     # What `trace` returns of a layer and direction: h, and then these slots of `LayerRecord.kept`.
     _TRACE: ClassVar[Any]
     _TRACE_SLOTS: ClassVar[tuple[int, ...]]
@@ -85,6 +85,11 @@ class RecurrentLayer(Layer):
         self._initialise(self._shapes(), hidden_size, dtype, for_weights)
 
     @property
+    def _cell(self) -> Cell:
+        """The cell of this layer."""
+        return self._CELL
+
+    @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
@@ -95,7 +100,7 @@ class RecurrentLayer(Layer):
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every parameter, in torch's order."""
-        rows, output_size = self._CELL.gates * self.hidden_size, self.proj_size or self.hidden_size
+        rows, output_size = self._cell.gates * self.hidden_size, self.proj_size or self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {}
         for layer, suffixes in enumerate(self._suffixes()):
             for suffix in suffixes:
@@ -205,10 +210,11 @@ class RecurrentLayer(Layer):
     def trace(self, x: Any, hx: Any = None, *, lengths: Any = None, dropout_call: int | None = None) -> tuple[Any, ...]:
         """Run the network and return what every layer and direction went through: states and gates of all steps.
 
-        The arguments are those of a call. Returns one tuple of named arrays for each layer and direction, in the order
-        of h_n: `LSTMTrace`, `GRUTrace` or `RNNTrace`. Each array is (T, B, H), or (T, B, P) for h, in the form that x
-        has: (B, T, H) if `batch_first`, (T, H) unbatched, or packed; zero past each row's length. The gates are what
-        came out of sigmoid and tanh, and h of a lower layer is what it was before dropout.
+        The arguments are those of a call, but `out`. Returns one tuple of named arrays for each layer and direction, in
+        the order of h_n: `LSTMTrace`, `GRUTrace` or `RNNTrace`. Each array is (T, B, H), or (T, B, P) for h, in the
+        form that x has: (B, T, H) if `batch_first`, (T, H) unbatched, or packed; zero past each row's length. The gates
+        are what came out of sigmoid and tanh, and h of a lower layer is what it was before dropout. The arrays of a
+        layer are views of one memory: copy what you keep alone.
 
         >>> import numpy as np
         >>> from nblstm import LSTM
@@ -234,14 +240,14 @@ class RecurrentLayer(Layer):
 
     def _pack(self, parameters: Mapping[str, Array]) -> list[list[DirectionWeights]]:
         """Return the parameters as the panels that the kernels read, by layer and direction."""
-        return [[pack_parameters(self._CELL, parameters, s) for s in suffixes] for suffixes in self._suffixes()]
+        return [[pack_parameters(self._cell, parameters, s) for s in suffixes] for suffixes in self._suffixes()]
 
     def _pack_backward(self, parameters: Mapping[str, Array]) -> list[list[BackwardWeights]]:
         """Return the parameters as the panels that the way back reads, by layer and direction."""
         p = parameters
         return [
             [
-                pack_backward(self._CELL, p["weight_ih" + s], p["weight_hh" + s], p.get("weight_hr" + s))
+                pack_backward(self._cell, p["weight_ih" + s], p["weight_hh" + s], p.get("weight_hr" + s))
                 for s in suffixes
             ]
             for suffixes in self._suffixes()
@@ -281,8 +287,8 @@ class RecurrentLayer(Layer):
     def _states(self, dtype: np.dtype[Any], hx: Any, batch: int | None) -> list[Array] | list[None]:
         """Return the first states as (L*D, B, size) each, or None for zeros; `batch` is None for an unbatched input."""
         if hx is None:
-            return [None, None] if self._CELL.has_cell_state else [None]
-        sizes = [self.proj_size or self.hidden_size, *([self.hidden_size] if self._CELL.has_cell_state else [])]
+            return [None, None] if self._cell.has_cell_state else [None]
+        sizes = [self.proj_size or self.hidden_size, *([self.hidden_size] if self._cell.has_cell_state else [])]
         rows = self.num_layers * self._directions
         shapes = [(rows, size) if batch is None else (rows, batch, size) for size in sizes]
         name = type(self).__name__

@@ -90,5 +90,8 @@ class RNN(HiddenStateLayer):
         seed: int | None = None,
     ) -> None:
         self.nonlinearity = checks.check_nonlinearity(type(self).__name__, nonlinearity)
-        self._CELL = CELLS[self.nonlinearity]
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, dtype, seed)
+
+    @property
+    def _cell(self) -> cells.Cell:
+        return CELLS[self.nonlinearity]

@@ -256,7 +256,7 @@ def _without_wrappers(prefix: str) -> str:
 
 
 def _kind(gates: int) -> str:
-    return _KINDS.get(gates, "other")
+    return _KINDS.get(gates, f"layer of {gates} gates")
 
 
 def _gates_of(mapping: Mapping[str, Any], names: Mapping[str, Parts]) -> int:
