@@ -55,6 +55,21 @@ def test_a_second_process_compiles_nothing(filled):
     assert call(cache)[0] == [1, 1, 1, total]
 
 
+def test_the_way_back_is_cached_too(tmp_path):
+    prelude = """
+import numpy as np
+import nblstm
+from nblstm.kernels import backprop, products
+(output, _), backward = nblstm.LSTM(3, 4, seed=0).vjp(np.ones((5, 2, 3), np.float32))
+backward(output)
+print(backprop.backward_float32.cache_hits, products.rows_float32.cache_hits, products.sums_float32.cache_hits)
+"""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(PACKAGE.parent)}
+    for expected in ("0 0 0", "1 1 1"):
+        done = subprocess.run([sys.executable, "-c", prelude], capture_output=True, text=True, env=env, check=True)
+        assert done.stdout.strip() == expected
+
+
 def truncate(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 

@@ -112,7 +112,8 @@ def _layer_gradients(
     count, width = len(order.position), PANEL_VECTORS * lanes(first.dtype.itemsize)
     # A panel's width more: the last row's last panel is read as a whole.
     gradients = [_with_zeros_behind(count * first.gradient_size, width, first.dtype) for _ in layer.weights]
-    projected = [_with_zeros_behind(count * first.outputs, width, first.dtype) for _ in layer.weights]
+    kept_outputs = 0 if first.projection_panels is None else first.outputs
+    projected = [_with_zeros_behind(count * kept_outputs, width, first.dtype) for _ in layer.weights]
     _through_time(layer, plan, order, dy, d_states, gradients, projected)
     found = []
     for direction, weights in enumerate(layer.weights):

@@ -142,11 +142,11 @@ def input_gradient(part: Part, packed: BackwardWeights, dx: Array, adds: bool) -
     fields = {
         "rows": len(rows),
         "terms": part.terms,
-        "outputs": weights.inputs,
+        "columns": weights.inputs,
         "weights": address_of(packed.input_panels),
         "gradients": address_of(part.gradients),
         "gradients_stride": weights.gradient_size,
-        "out_rows": address_of(rows),
+        "dx_rows": address_of(rows),
         "adds": int(adds),
         "workspace": address_of(scratch),
     }
@@ -167,11 +167,11 @@ def _sums(
     fields = {
         "rows": len(gradient_rows),
         "terms": terms,
-        "outputs": columns,
-        "weights": address_of(products),
+        "columns": columns,
+        "products": address_of(products),
         "gradient_rows": address_of(gradient_rows),
-        "out_rows": address_of(source_rows),
-        "adds": source_item,
+        "source_rows": address_of(source_rows),
+        "source_item": source_item,
         "workspace": address_of(scratch),
     }
     _run(sums_float32 if dtype == np.float32 else sums_float64, fields, workers)

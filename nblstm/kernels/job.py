@@ -141,16 +141,21 @@ BACKWARD_JOB = np.dtype([(name, np.int64) for name in BACKWARD_FIELDS])
 PRODUCT_FIELDS = (
     "rows",  # N
     "terms",  # of G: slots * padded units
-    "outputs",  # columns of dx, or of what G is multiplied with for dW
+    "columns",  # of dx, or of what G is multiplied with for dW
     "parts",
-    "zeros",
-    "weights",  # panels of W_ih; for dW the products (panels of terms, outputs + 1, width)
-    "gradients",
-    "gradients_stride",
-    "gradient_rows",  # (N,) addresses of the rows of G
-    "out_rows",  # (N,) addresses of the rows of dx, or of what G is multiplied with
-    "adds",  # 1: add to dx; for dW: elements from one column to the next
+    "zeros",  # address of a panel's width of zeros
     "workspace",
+    # For dx.
+    "weights",  # panels of W_ih
+    "gradients",  # G, and the elements from one row of it to the next
+    "gradients_stride",
+    "dx_rows",  # (N,) addresses of the rows of dx, in the order of those of G
+    "adds",  # whether to add to dx
+    # For dW.
+    "gradient_rows",  # (N,) addresses of the rows of G
+    "source_rows",  # (N,) addresses of the rows of what it is multiplied with
+    "source_item",  # elements from one column of those to the next
+    "products",  # (panels of terms, columns + 1, width)
 )
 PRODUCT_JOB = np.dtype([(name, np.int64) for name in PRODUCT_FIELDS])
 

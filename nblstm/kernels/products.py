@@ -30,10 +30,10 @@ def _rows_slice(address, piece, like):
     zeros = array_at(job.zeros, 1, like)
     item, width = zeros.itemsize, panel_width(zeros)
     past = Panels(zeros, _ZERO, _ZERO, _ZERO)
-    panels = (job.outputs + width - 1) // width
+    panels = (job.columns + width - 1) // width
     size = panels * ROWS_AT_ONCE * width
     products = array_at(job.workspace + piece * size * item, size, like)
-    weights, places = array_at(job.weights, 1, like), array_at(job.out_rows, job.rows, np.int64(0))
+    weights, places = array_at(job.weights, 1, like), array_at(job.dx_rows, job.rows, np.int64(0))
     first, last = share(job.rows, piece, job.parts)
     for begin in range(first, last, ROWS_AT_ONCE):
         rows = min(ROWS_AT_ONCE, last - begin)
@@ -42,9 +42,9 @@ def _rows_slice(address, piece, like):
         gradients = Rows(source, _ZERO, job.gradients_stride)
         multiply_add(rows, job.terms, gradients, weights, _ZERO, panels, past, sums, False)
         for row in range(rows):
-            out = array_at(places[begin + row], job.outputs, like)
+            out = array_at(places[begin + row], job.columns, like)
             for panel in range(panels):
-                start, count = panel * width, min(width, job.outputs - panel * width)
+                start, count = panel * width, min(width, job.columns - panel * width)
                 source_start = (panel * rows + row) * width
                 if job.adds:
                     for i in range(count):
@@ -59,28 +59,28 @@ def _sums_slice(address, piece, like):
     job = product_job_at(address)
     zeros = array_at(job.zeros, 1, like)
     item, width, lanes = zeros.itemsize, panel_width(zeros), lanes_of(zeros)
-    columns = job.outputs + 1
+    columns = job.columns + 1
     size = columns * TERMS_STRIDE + TERMS_AT_ONCE * width
     scratch = array_at(job.workspace + piece * size * item, size, like)
     panel_start = columns * TERMS_STRIDE
     packed = array_at(job.workspace + (piece * size + panel_start) * item, TERMS_AT_ONCE * width, like)
     first, last = share((job.terms + width - 1) // width, piece, job.parts)
-    source_rows, gradient_rows = array_at(job.out_rows, 1, np.int64(0)), array_at(job.gradient_rows, 1, np.int64(0))
-    products = array_at(job.weights, 1, like)
+    source_rows, gradient_rows = array_at(job.source_rows, 1, np.int64(0)), array_at(job.gradient_rows, 1, np.int64(0))
+    products = array_at(job.products, 1, like)
     for i in range(first * columns * width, last * columns * width):
         products[i] = 0
     for begin in range(0, job.rows, TERMS_AT_ONCE):
         count = min(TERMS_AT_ONCE, job.rows - begin)
         for n in range(count):
             address = source_rows[begin + n]
-            if job.adds == 1:  # unit stride
-                source = array_at(address, job.outputs, like)
-                for k in range(job.outputs):
+            if job.source_item == 1:  # unit stride
+                source = array_at(address, job.columns, like)
+                for k in range(job.columns):
                     scratch[k * TERMS_STRIDE + n] = source[k]
             else:
-                for k in range(job.outputs):
-                    scratch[k * TERMS_STRIDE + n] = array_at(address + k * job.adds * item, 1, like)[0]
-            scratch[job.outputs * TERMS_STRIDE + n] = 1
+                for k in range(job.columns):
+                    scratch[k * TERMS_STRIDE + n] = array_at(address + k * job.source_item * item, 1, like)[0]
+            scratch[job.columns * TERMS_STRIDE + n] = 1
         for panel in range(first, last):
             for n in range(count):
                 source = array_at(gradient_rows[begin + n] + panel * width * item, width, like)

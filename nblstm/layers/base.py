@@ -51,22 +51,16 @@ class Weights:
         # Views: unlike the owner of its memory, a view of read-only memory cannot be made writeable again.
         self.parameters = {name: array.view() for name, array in parameters.items()}
         self.dtype = next(iter(self.parameters.values())).dtype
-        self._packed: Any = None
-        self._packed_backward: Any = None
+        self._packed: dict[str, Any] = {}
 
     def packed(self, pack: Callable[[Mapping[str, Array]], Any]) -> Any:
-        """Return what `pack` makes of the parameters, made once."""
+        """Return what `pack` makes of the parameters, made once for each name of such a function."""
         # No lock: one that another thread holds during a fork stays locked in the child for good. Threads that meet
         # here at a version's first call pack twice, to equal panels, and the last one stays.
-        if self._packed is None:
-            self._packed = pack(self.parameters)
-        return self._packed
-
-    def packed_backward(self, pack: Callable[[Mapping[str, Array]], Any]) -> Any:
-        """Return what `pack` makes of the parameters for the way back, made once."""
-        if self._packed_backward is None:
-            self._packed_backward = pack(self.parameters)
-        return self._packed_backward
+        found = self._packed.get(pack.__name__)
+        if found is None:
+            found = self._packed[pack.__name__] = pack(self.parameters)
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.parameters,)

@@ -202,7 +202,7 @@ class RecurrentLayer(Layer):
         states = run_layers(packed, call.x, call.layout, initial, call.y, dropout, records)
         # The user may write to the output; what the way back reads is not the user's.
         output = call.shaped(call.y.copy())
-        back = weights.packed_backward(self._pack_backward)
+        back = weights.packed(self._pack_backward)
         tape = Tape(packed, back, call.x, call.layout, initial, records, dropout)
         backward = Backward(type(self).__name__, call, tape, states, weights.parameters, self._suffixes(), input)
         return output, states if call.batched else tuple(state[:, 0] for state in states), backward
