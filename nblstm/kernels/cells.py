@@ -80,7 +80,7 @@ def relu(x):
 def _apply_lstm(sums, first_block, last_block, rows, h, c, keep):
     lanes = lanes_of(h.array)
     # Two passes: in one, the 150 cycles from the gates over c to h are longer than the CPU can look ahead to the next
-    # vector, which takes 30 ns then; 21 ns in two.
+    # vector: 18 ns in two, of 64 rows, where one takes half as much again.
     for block in range(first_block, last_block):
         for row in range(rows):
             i_place, f_place, g_place = (

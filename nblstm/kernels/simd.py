@@ -135,21 +135,25 @@ def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def round_to_even(typing_context: Any, x: Any) -> Any:
-    """The nearest whole number, as a float; ties to even."""
-    return _elementwise((x,), lambda builder, x: llvm_call(builder, "llvm.rint", x))
-
-
-@intrinsic
 def magnitude(typing_context: Any, x: Any) -> Any:
     """|x|."""
     return _elementwise((x,), lambda builder, x: llvm_call(builder, "llvm.fabs", x))
 
 
+def _as_integers(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    return builder.bitcast(x, ir.VectorType(ir.IntType(32 if x.type.element == ir.FloatType() else 64), x.type.count))
+
+
 @intrinsic
 def with_sign_of(typing_context: Any, x: Any, sign: Any) -> Any:
-    """|x| with the sign of `sign`."""
-    return _elementwise((x, sign), lambda builder, x, sign: llvm_call(builder, "llvm.copysign", x, sign))
+    """x, whose sign bit is not set, with the sign of `sign`."""
+
+    def emit(builder: ir.IRBuilder, x: ir.Value, sign: ir.Value) -> ir.Value:
+        bits = _as_integers(builder, sign)
+        mask = ir.Constant(bits.type, [1 << bits.type.element.width - 1] * bits.type.count)
+        return builder.bitcast(builder.or_(_as_integers(builder, x), builder.and_(bits, mask)), x.type)
+
+    return _elementwise((x, sign), emit)
 
 
 @intrinsic
@@ -169,19 +173,34 @@ def where_negative(typing_context: Any, x: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def power_of_two(typing_context: Any, n: Any) -> Any:
-    """2**n for whole n among the exponents of normal numbers (float32: -126 .. 127, float64: -1022 .. 1023)."""
+def where_signed(typing_context: Any, x: Any, a: Any, b: Any) -> Any:
+    """a where the sign bit of x is set, as it is of -0.0, else b: one instruction, where a comparison takes two."""
 
-    def emit(builder: ir.IRBuilder, n: ir.Value) -> ir.Value:
-        single = n.type.element == ir.FloatType()
-        bits, bias, mantissa = (32, 127, 23) if single else (64, 1023, 52)
-        whole = ir.VectorType(ir.IntType(bits), n.type.count)
-        # The number 1.5 * 2**mantissa + bias + n holds bias + n in its low bits: one addition in place of a conversion.
-        magic = ir.Constant(n.type, [1.5 * 2.0**mantissa + bias] * n.type.count)
-        exponent = builder.bitcast(builder.fadd(n, magic), whole)
-        return builder.bitcast(builder.shl(exponent, ir.Constant(whole, [mantissa] * n.type.count)), n.type)
+    def emit(builder: ir.IRBuilder, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        bits = _as_integers(builder, x)
+        return builder.select(builder.icmp_signed("<", bits, ir.Constant(bits.type, [0] * bits.type.count)), a, b)
 
-    return _elementwise((n,), emit)
+    return _elementwise((x, a, b), emit)
+
+
+def rounding_shift(bits: int) -> float:
+    """Return the number whose sum with x, of so many bits, is rounded to a whole number, as `power_of_two` wants it.
+
+    Among the sums, the numbers are 1 apart; the low bits of a sum hold the exponent's bias plus x, rounded.
+    """
+    return 1.5 * 2.0**23 + 127 if bits == 32 else 1.5 * 2.0**52 + 1023
+
+
+@intrinsic
+def power_of_two(typing_context: Any, shifted: Any) -> Any:
+    """2**n, where `shifted` is n + `rounding_shift`: from the lowest normal exponent up; 0 for the one below it."""
+
+    def emit(builder: ir.IRBuilder, shifted: ir.Value) -> ir.Value:
+        bits = _as_integers(builder, shifted)
+        mantissa = 23 if bits.type.element.width == 32 else 52
+        return builder.bitcast(builder.shl(bits, ir.Constant(bits.type, [mantissa] * bits.type.count)), shifted.type)
+
+    return _elementwise((shifted,), emit)
 
 
 def _element_pointer(context: Any, builder: ir.IRBuilder, array_type: Any, array: Any, index: Any) -> ir.Value:
