@@ -207,6 +207,14 @@ def torch_twin(torch: Any, layer: Layer) -> Any:
     return module.eval()
 
 
+def torch_cell(torch: Any, cell: Any) -> Any:
+    """Return torch's cell of the same kind, arguments and parameters."""
+    kind, dtype = getattr(torch.nn, type(cell).__name__), getattr(torch, str(cell.dtype))
+    module = kind(cell.input_size, cell.hidden_size, cell.bias, dtype=dtype, **own_options(cell))
+    module.load_state_dict({name: torch.tensor(array) for name, array in cell.named_parameters()})
+    return module
+
+
 def torch_result(torch: Any, layer: Layer, x: Array, hx: States, lengths: Any) -> Result:
     """Return what torch makes of x, in the layer's dtype; a padded batch goes through a packed sequence."""
     utilities, module = torch.nn.utils.rnn, torch_twin(torch, layer)

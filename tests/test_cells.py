@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CELLS, KINDS, as_tuple, assert_same_bits, of_each, own_options
+from cases import CELLS, KINDS, as_tuple, assert_same_bits, of_each, own_options, torch_cell
 
 from nblstm import GRUCell, LSTMCell, RNNCell, reference
 
@@ -64,9 +64,7 @@ def test_relu_at_the_ends(dtype: Any) -> None:
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_torch(kind: str, bias: bool, dtype: Any, torch: Any) -> None:
     cell = CELLS[kind](5, 9, bias, dtype=dtype, seed=1)
-    name = type(cell).__name__
-    module = getattr(torch.nn, name)(5, 9, bias, dtype=getattr(torch, str(cell.dtype)), **own_options(cell))
-    module.load_state_dict({name: torch.tensor(array) for name, array in cell.named_parameters()})
+    module = torch_cell(torch, cell)
     assert repr(cell).replace("'", "") == repr(module)  # torch prints nonlinearity=relu
     assert list(cell.state_dict()) == list(module.state_dict())
     x, hx = _inputs(cell, 4)

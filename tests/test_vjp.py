@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import KINDS, as_tuple, layers, of_each, random_inputs, torch_twin
+from gradients import PLANS, flat, gradients_of, torch_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,24 +16,6 @@ import nblstm
 from nblstm import GRU, LSTM, RNN
 from nblstm.engine import plan
 from nblstm.engine.plan import Plan
-from nblstm.kernels.job import ROWS, UNITS
-
-PLANS = [Plan(ROWS, 1, 1), Plan(ROWS, 2, 2), Plan(ROWS, 3, 2), Plan(UNITS, 2, 2), Plan(UNITS, 3, 2)]
-
-
-def gradients_of(output: Any, states: Any, seed: int, dtype: Any = None) -> tuple[Any, Any]:
-    """Return random gradients by an output and states."""
-    random = np.random.default_rng(seed)
-
-    def one(array: Any) -> Any:
-        return random.standard_normal(array.shape).astype(array.dtype if dtype is None else dtype)
-
-    return one(output), of_each(one, states)
-
-
-def flat(gradients: Any) -> dict[str, Any]:
-    states = {f"hx[{n}]": state for n, state in enumerate(as_tuple(gradients.hx))}
-    return {"input": gradients.input, **states, **gradients.parameters}
 
 
 def by_torch(torch: Any, layer: Any, x: Any, hx: Any, lengths: Any, d_output: Any, d_state: Any) -> dict[str, Any]:
@@ -48,16 +31,9 @@ def by_torch(torch: Any, layer: Any, x: Any, hx: Any, lengths: Any, d_output: An
         packed = rnn.pack_padded_sequence(x_in, torch.tensor(lengths), enforce_sorted=False)
         output, last = module(packed, states)
         output, _ = rnn.pad_packed_sequence(output, total_length=len(x))
-    total = 0
-    if d_output is not None:
-        total = total + (output * torch.tensor(d_output, dtype=kind)).sum()
-    if d_state is not None:
-        for one, gradient in zip(as_tuple(last), as_tuple(d_state), strict=True):
-            total = total + (one * torch.tensor(gradient, dtype=kind)).sum()
-    total.backward()
-    found = {"input": x_in, **{f"hx[{n}]": state for n, state in enumerate(as_tuple(states))}}
-    found |= dict(module.named_parameters())
-    return {name: np.zeros(t.shape) if t.grad is None else t.grad.numpy() for name, t in found.items()}
+    asked = [] if d_output is None else [(output, d_output)]
+    asked += [] if d_state is None else zip(as_tuple(last), as_tuple(d_state), strict=True)
+    return torch_gradients(torch, module, x_in, states, asked)
 
 
 @st.composite

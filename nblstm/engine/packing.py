@@ -172,6 +172,7 @@ def _gate_columns(matrix: Array, gates: Sequence[int]) -> Array:
     """Return the transpose of `matrix` (G*H, K) as (K, G * padded units), its gates in this order."""
     rows, terms = matrix.shape
     width, units = lanes(matrix.dtype.itemsize), rows // len(gates)
-    columns = np.zeros((terms, len(gates), -(-units // width) * width), matrix.dtype)
+    padded = -(-units // width) * width
+    columns = np.zeros((terms, len(gates), padded), matrix.dtype)
     columns[:, :, :units] = matrix.reshape(len(gates), units, terms)[list(gates)].transpose(2, 0, 1)
-    return columns.reshape(terms, -1)
+    return columns.reshape(terms, len(gates) * padded)

@@ -190,4 +190,4 @@ def _by_gate(part: Part, products: Array, gates: Sequence[int] | Array) -> Array
     weights = part.weights
     slots = products[..., : part.terms].reshape(*products.shape[:-1], weights.cell.gates, weights.padded_units)
     units = slots[..., gates, : weights.units]
-    return np.ascontiguousarray(units.reshape(*products.shape[:-1], -1).T)
+    return np.ascontiguousarray(units.reshape(*products.shape[:-1], len(gates) * weights.units).T)

@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from nblstm.arrays import Array
-from nblstm.engine.packing import DirectionWeights
+from nblstm.engine.packing import BackwardWeights, DirectionWeights
 from nblstm.engine.run import SequenceLayout, run_layers
 from nblstm.errors import message
 from nblstm.kernels import cells
 from nblstm.layers import checks
 from nblstm.layers.base import Layer, common_dtype
-from nblstm.layers.recurrent import pack_parameters
+from nblstm.layers.call import SequenceCall
+from nblstm.layers.gradients import StepBackward, run_taped
+from nblstm.layers.recurrent import pack_for_backward, pack_parameters
 from nblstm.layers.rnn import CELLS
 from nblstm.weights.names import find_cell
 
@@ -74,8 +76,23 @@ class RecurrentCell(Layer):
 
     def _step(self, x: Any, hx: Any) -> tuple[Array, ...]:
         """Return the next states."""
-        weights, name = self._weights, type(self).__name__
-        array = checks.check_array(f"{name} input", x, weights.dtype)
+        weights = self._weights
+        call = self._prepare(weights.dtype, x, hx)
+        return self._shaped(call, run_layers(weights.packed(self._pack), call.x, call.layout, call.states, call.y))
+
+    def _vjp(self, x: Any, hx: Any, input: bool) -> tuple[tuple[Array, ...], StepBackward]:
+        """Return the next states, and the way back through the step."""
+        name = type(self).__name__
+        input = checks.check_flag(f"{name}.vjp", "input", input)
+        weights = self._weights
+        call = self._prepare(weights.dtype, x, hx)
+        states, tape = run_taped(call, weights.packed(self._pack), weights.packed(self._pack_backward))
+        return self._shaped(call, states), StepBackward(name, call, tape, states, weights.parameters, [[""]], input)
+
+    def _prepare(self, dtype: np.dtype[Any], x: Any, hx: Any) -> SequenceCall:
+        """Check a call's arguments; return them as a call of one step."""
+        name = type(self).__name__
+        array = checks.check_array(f"{name} input", x, dtype)
         batched, unbatched = f"(B, {self.input_size})", f"({self.input_size},)"
         checks.check_axes(name, "input", array, batched, unbatched)
         if array.shape[-1] != self.input_size:
@@ -85,9 +102,13 @@ class RecurrentCell(Layer):
         rows = array if array.ndim == 2 else array[None]
         count = 2 if self._cell.has_cell_state else 1
         initial: list[Array] | list[None] = [None] * count if hx is None else self._states(name, hx, count, array)
-        y = np.empty((1, len(rows), self.hidden_size), weights.dtype)
-        states = run_layers(weights.packed(self._pack), rows[None], SequenceLayout(1, len(rows)), initial, y)
-        return tuple(state[0] if array.ndim == 2 else state[0, 0] for state in states)
+        y = np.empty((1, len(rows), self.hidden_size), dtype)
+        layout = SequenceLayout(1, len(rows))
+        return SequenceCall(rows[None], layout, initial, y, y, y, batched=array.ndim == 2, batch_first=False)
+
+    def _shaped(self, call: SequenceCall, states: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Return the states, (1, B, H) each, as (B, H), or (H,) unbatched."""
+        return tuple(state[0] if call.batched else state[0, 0] for state in states)
 
     def _states(self, name: str, hx: Any, count: int, x: Array) -> list[Array]:
         """Return the states in `hx`, which fit the input `x`, as (1, B, H) each."""
@@ -101,6 +122,10 @@ class RecurrentCell(Layer):
     def _pack(self, parameters: Mapping[str, Array]) -> list[list[DirectionWeights]]:
         """Return the parameters as the panels that the kernels read: one layer, one direction."""
         return [[pack_parameters(self._cell, parameters, "")]]
+
+    def _pack_backward(self, parameters: Mapping[str, Array]) -> list[list[BackwardWeights]]:
+        """Return the parameters as the panels that the way back reads."""
+        return [[pack_for_backward(self._cell, parameters, "")]]
 
     def __repr__(self) -> str:
         given = [str(self.input_size), str(self.hidden_size), *([] if self.bias else ["bias=False"])]
@@ -171,6 +196,27 @@ class LSTMCell(RecurrentCell):
         h, c = self._step(x, hx)
         return h, c
 
+    def vjp(
+        self, x: Any, hx: tuple[Any, Any] | None = None, *, input: bool = True
+    ) -> tuple[tuple[Array, Array], StepBackward]:
+        """Take one step, and return the way back through it: the vector-Jacobian product.
+
+        ``(h, c), backward = cell.vjp(x, hx)`` gives what a call gives, and ``gradients = backward((d_h, d_c))`` the
+        gradients of a scalar whose gradients by h and c these are: `Gradients` of the input, of hx, also where that
+        was None, and of every parameter. The arguments are those of a call, and so are the errors; with ``input=False``
+        the gradient of the input is not computed. To go back through several steps, hand ``gradients.hx`` to the way
+        back of the step before, and add up ``gradients.parameters``.
+
+        >>> import numpy as np
+        >>> cell = LSTMCell(10, 20, seed=0)
+        >>> (h, c), backward = cell.vjp(np.ones((3, 10), np.float32))
+        >>> gradients = backward((np.ones_like(h), np.zeros_like(c)))
+        >>> gradients.input.shape, gradients.hx[1].shape, gradients.parameters["weight_hh"].shape
+        ((3, 10), (3, 20), (80, 20))
+        """
+        (h, c), backward = self._vjp(x, hx, input)
+        return (h, c), backward
+
 
 class HiddenStateCell(RecurrentCell):
     """What GRUCell and RNNCell have in common: a state of h alone, handed in and out as one array."""
@@ -201,6 +247,26 @@ class HiddenStateCell(RecurrentCell):
         """
         (h,) = self._step(x, hx)
         return h
+
+    def vjp(self, x: Any, hx: Any = None, *, input: bool = True) -> tuple[Array, StepBackward]:
+        """Take one step, and return the way back through it: the vector-Jacobian product.
+
+        ``h, backward = cell.vjp(x, hx)`` gives what a call gives, and ``gradients = backward(d_h)`` the gradients of a
+        scalar whose gradient by h that is: `Gradients` of the input, of hx, also where that was None, and of every
+        parameter. The arguments are those of a call, and so are the errors; with ``input=False`` the gradient of the
+        input is not computed. To go back through several steps, hand ``gradients.hx`` to the way back of the step
+        before, and add up ``gradients.parameters``.
+
+        >>> import numpy as np
+        >>> from nblstm import GRUCell
+        >>> cell = GRUCell(10, 20, seed=0)
+        >>> h, backward = cell.vjp(np.ones((3, 10), np.float32))
+        >>> gradients = backward(np.ones_like(h))
+        >>> gradients.input.shape, gradients.hx.shape, gradients.parameters["weight_hh"].shape
+        ((3, 10), (3, 20), (60, 20))
+        """
+        (h,), backward = self._vjp(x, hx, input)
+        return h, backward
 
 
 class GRUCell(HiddenStateCell):

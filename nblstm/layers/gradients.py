@@ -9,6 +9,8 @@ import numpy as np
 
 from nblstm.arrays import Array
 from nblstm.engine.backward import DirectionGradients, Tape, run_backward
+from nblstm.engine.packing import BackwardWeights, DirectionWeights
+from nblstm.engine.run import Dropout, new_records, run_layers
 from nblstm.errors import message
 from nblstm.layers import checks
 from nblstm.layers.call import SequenceCall
@@ -23,12 +25,21 @@ class Gradients(NamedTuple):
     parameters: dict[str, Array]  # by name, in torch's order
 
 
-class Backward:
-    """The way back through one call: ``gradients = backward(d_output, d_state)``; any number of times, from any thread.
+def run_taped(
+    call: SequenceCall,
+    packed: list[list[DirectionWeights]],
+    packed_backward: list[list[BackwardWeights]],
+    dropout: Dropout | None = None,
+) -> tuple[tuple[Array, ...], Tape]:
+    """Run a call, which writes to its y; return the last states, (L*D, B, size) each, and what it left."""
+    records = new_records(packed, call.y)
+    initial = [None if state is None else np.array(state, order="C") for state in call.states]
+    states = run_layers(packed, call.x, call.layout, initial, call.y, dropout, records)
+    return states, Tape(packed, packed_backward, call.x, call.layout, initial, records, dropout)
 
-    It holds what the call went through, six numbers a unit and step (seven with a projection), until it is dropped. It
-    reads the input once more: do not change that in between.
-    """
+
+class _WayBack:
+    """What the ways back through a call of a layer and through a step of a cell have in common."""
 
     def __init__(
         self,
@@ -42,7 +53,58 @@ class Backward:
     ) -> None:
         self._name, self._call, self._tape, self._input = name, call, tape, input
         self._parameters, self._suffixes = parameters, suffixes
-        self._state_shapes = [state.shape for state in last]
+        self._state_shapes = [(state.shape, self._shaped_state(state).shape) for state in last]
+        self._dtype = tape.weights[0][0].dtype
+
+    def _shaped_input(self, gradient: Array) -> Any:
+        """Return the gradient of the input in the input's form."""
+        return self._call.shaped(gradient)
+
+    def _shaped_state(self, state: Array) -> Array:
+        """Return a state, (L*D, B, size), in the user's form."""
+        return state if self._call.batched else state[:, 0]
+
+    def _run(self, dy: Array | None, d_states: list[Array]) -> Gradients:
+        """Return all gradients; the arguments are those of `run_backward`."""
+        call = self._call
+        dx = np.zeros(call.x.shape, self._dtype) if self._input else None
+        if call.layout.batch == 0:
+            named = {name: np.zeros_like(array) for name, array in self._parameters.items()}
+        else:
+            named = self._named(run_backward(self._tape, dy, d_states, dx))
+        states = [self._shaped_state(state) for state in d_states]
+        hx = (states[0], states[1]) if len(states) > 1 else states[0]
+        return Gradients(None if dx is None else self._shaped_input(dx), hx, named)
+
+    def _state_gradients(self, value: Any) -> list[Array]:
+        """Return fresh gradients of the last states in the engine's shape, (L*D, B, size) each."""
+        argument, found = f"{self._name} backward d_state", []
+        count = len(self._state_shapes)
+        values = checks.check_states(f"{self._name} backward", value, count, self._dtype, name="d_state")
+        for array, (shape, expected) in zip(values, self._state_shapes, strict=True):
+            if array.shape != expected:
+                raise ValueError(message(argument, str(expected), array.shape, because="the last state has that shape"))
+            found.append(np.array(array.reshape(shape), self._dtype, order="C"))
+        return found
+
+    def _named(self, gradients: list[list[DirectionGradients]]) -> dict[str, Any]:
+        """Return the gradients by the names of the parameters."""
+        kinds = "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"
+        named = {
+            kind + suffix: array
+            for suffixes, directions in zip(self._suffixes, gradients, strict=True)
+            for suffix, found in zip(suffixes, directions, strict=True)
+            for kind, array in zip(kinds, found, strict=True)
+        }
+        return {name: named[name] for name in self._parameters}
+
+
+class Backward(_WayBack):
+    """The way back through one call: ``gradients = backward(d_output, d_state)``; any number of times, from any thread.
+
+    It holds what the call went through, six numbers a unit and step (seven with a projection), until it is dropped. It
+    reads the input once more: do not change that in between.
+    """
 
     def __call__(self, d_output: Any = None, d_state: Any = None) -> Gradients:
         """Return the gradients of a scalar whose gradients by the output and the last states are these.
@@ -63,26 +125,18 @@ class Backward:
         """
         if d_output is None and d_state is None:
             raise ValueError(message(f"{self._name} backward", "d_output or d_state", "neither"))
-        call, tape = self._call, self._tape
-        dtype = tape.weights[0][0].dtype
-        dy = None if d_output is None else self._output_gradient(d_output, dtype)
-        d_states = self._state_gradients(d_state, dtype)
-        dx = np.zeros(call.x.shape, dtype) if self._input else None
-        if call.layout.batch == 0:
-            named = {name: np.zeros_like(array) for name, array in self._parameters.items()}
-        else:
-            named = self._named(run_backward(tape, dy, d_states, dx))
-        states = [state if call.batched else state[:, 0] for state in d_states]
-        hx = (states[0], states[1]) if len(states) > 1 else states[0]
-        return Gradients(None if dx is None else call.shaped(dx), hx, named)
+        dy = None if d_output is None else self._output_gradient(d_output)
+        if d_state is None:
+            return self._run(dy, [np.zeros(shape, self._dtype) for shape, _ in self._state_shapes])
+        return self._run(dy, self._state_gradients(d_state))
 
-    def _output_gradient(self, value: Any, dtype: np.dtype[Any]) -> Array:
+    def _output_gradient(self, value: Any) -> Array:
         """Return the gradient of the output in the engine's shape."""
         call, argument = self._call, f"{self._name} backward d_output"
         packed = isinstance(call.output, PackedSequence)
         if packed and hasattr(value, "batch_sizes"):
             value = value.data
-        array = checks.check_array(argument, value, dtype)
+        array = checks.check_array(argument, value, self._dtype)
         expected = (call.output.data if isinstance(call.output, PackedSequence) else call.output).shape
         if array.shape != expected:
             raise ValueError(message(argument, str(expected), array.shape, because="the output has that shape"))
@@ -91,28 +145,36 @@ class Backward:
         dense = array.strides[-1] == array.itemsize and array.flags.aligned
         return array if dense else np.ascontiguousarray(array)
 
-    def _state_gradients(self, value: Any, dtype: np.dtype[Any]) -> list[Array]:
-        """Return fresh gradients of the last states in the engine's shape, (L*D, B, size) each."""
-        shapes = self._state_shapes
-        if value is None:
-            return [np.zeros(shape, dtype) for shape in shapes]
-        found = []
-        argument = f"{self._name} backward d_state"
-        values = checks.check_states(f"{self._name} backward", value, len(shapes), dtype, name="d_state")
-        for array, shape in zip(values, shapes, strict=True):
-            expected = shape if self._call.batched else (shape[0], shape[2])
-            if array.shape != expected:
-                raise ValueError(message(argument, str(expected), array.shape, because="the last state has that shape"))
-            found.append(np.array(array.reshape(shape), dtype, order="C"))
-        return found
 
-    def _named(self, gradients: list[list[DirectionGradients]]) -> dict[str, Any]:
-        """Return the gradients by the names of the parameters."""
-        kinds = "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"
-        named = {
-            kind + suffix: array
-            for suffixes, directions in zip(self._suffixes, gradients, strict=True)
-            for suffix, found in zip(suffixes, directions, strict=True)
-            for kind, array in zip(kinds, found, strict=True)
-        }
-        return {name: named[name] for name in self._parameters}
+class StepBackward(_WayBack):
+    """The way back through one step of a cell: ``gradients = backward(d_state)``; any number of times, from any thread.
+
+    It holds what the step went through, six numbers a unit, until it is dropped. It reads the input once more: do not
+    change that in between.
+    """
+
+    def __call__(self, d_state: Any) -> Gradients:
+        """Return the gradients of a scalar whose gradients by the next states are these.
+
+        Parameters
+        ----------
+        d_state : array or (array, array)
+            Shaped like the states that the cell returned, and like these a tuple for an LSTMCell.
+
+        Raises
+        ------
+        ValueError
+            Another dtype, another shape.
+        TypeError
+            Something that is no array of numbers; a tuple where the state is one array, or the other way round.
+        RuntimeError
+            Another number of arrays than two for an LSTMCell.
+        """
+        return self._run(None, self._state_gradients(d_state))
+
+    def _shaped_input(self, gradient: Array) -> Any:
+        return super()._shaped_input(gradient)[0]
+
+    def _shaped_state(self, state: Array) -> Array:
+        first: Array = super()._shaped_state(state)[0]
+        return first

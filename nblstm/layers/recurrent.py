@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nblstm.arrays import Array
-from nblstm.engine.backward import Tape
 from nblstm.engine.packing import BackwardWeights, DirectionWeights, pack_backward, pack_direction
 from nblstm.engine.run import Dropout, LayerRecord, SequenceLayout, new_records, run_layers
 from nblstm.errors import message
@@ -18,7 +17,7 @@ from nblstm.kernels.cells import Cell
 from nblstm.layers import checks
 from nblstm.layers.base import Layer, common_dtype
 from nblstm.layers.call import SequenceCall, dense
-from nblstm.layers.gradients import Backward
+from nblstm.layers.gradients import Backward, run_taped
 from nblstm.sequences import check_packed
 from nblstm.weights.names import find_recurrent_layer
 
@@ -44,6 +43,16 @@ def pack_parameters(cell: Cell, parameters: Mapping[str, Array], suffix: str) ->
         parameters[f"weight_hh{suffix}"],
         parameters.get(f"bias_ih{suffix}"),
         parameters.get(f"bias_hh{suffix}"),
+        parameters.get(f"weight_hr{suffix}"),
+    )
+
+
+def pack_for_backward(cell: Cell, parameters: Mapping[str, Array], suffix: str) -> BackwardWeights:
+    """Pack them for the way back."""
+    return pack_backward(
+        cell,
+        parameters[f"weight_ih{suffix}"],
+        parameters[f"weight_hh{suffix}"],
         parameters.get(f"weight_hr{suffix}"),
     )
 
@@ -196,14 +205,10 @@ class RecurrentLayer(Layer):
         input = checks.check_flag(f"{type(self).__name__}.vjp", "input", input)
         weights = self._weights
         call = self._prepare(weights.dtype, x, hx, lengths, None)
-        dropout, packed = self._dropout_of_call(dropout_call), weights.packed(self._pack)
-        records = new_records(packed, call.y)
-        initial = [None if state is None else np.array(state, order="C") for state in call.states]
-        states = run_layers(packed, call.x, call.layout, initial, call.y, dropout, records)
+        packed, back = weights.packed(self._pack), weights.packed(self._pack_backward)
+        states, tape = run_taped(call, packed, back, self._dropout_of_call(dropout_call))
         # The user may write to the output; what the way back reads is not the user's.
         output = call.shaped(call.y.copy())
-        back = weights.packed(self._pack_backward)
-        tape = Tape(packed, back, call.x, call.layout, initial, records, dropout)
         backward = Backward(type(self).__name__, call, tape, states, weights.parameters, self._suffixes(), input)
         return output, states if call.batched else tuple(state[:, 0] for state in states), backward
 
@@ -244,14 +249,7 @@ class RecurrentLayer(Layer):
 
     def _pack_backward(self, parameters: Mapping[str, Array]) -> list[list[BackwardWeights]]:
         """Return the parameters as the panels that the way back reads, by layer and direction."""
-        p = parameters
-        return [
-            [
-                pack_backward(self._cell, p["weight_ih" + s], p["weight_hh" + s], p.get("weight_hr" + s))
-                for s in suffixes
-            ]
-            for suffixes in self._suffixes()
-        ]
+        return [[pack_for_backward(self._cell, parameters, s) for s in suffixes] for suffixes in self._suffixes()]
 
     def _prepare(self, dtype: np.dtype[Any], x: Any, hx: Any, lengths: Any, out: Any) -> SequenceCall:
         """Check a call's arguments; return them in the engine's terms."""
