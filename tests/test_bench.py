@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,9 +17,16 @@ from nblstm import get_num_threads, num_threads, reference
 from nblstm.__main__ import main
 from nblstm.commands import bench
 from nblstm.commands.benchmark.cases import Case, NotOffered
-from nblstm.commands.benchmark.engines import ENGINES
+from nblstm.commands.benchmark.engines import ENGINES, Prepared, layer_of
 from nblstm.commands.benchmark.measure import Bench, Effort
-from nblstm.commands.benchmark.process import EngineError, EngineProcess, answer, median_seconds
+from nblstm.commands.benchmark.process import (
+    EngineError,
+    EngineProcess,
+    _EngineEnd,
+    answer,
+    difference,
+    median_seconds,
+)
 from nblstm.commands.benchmark.results import CaseResult, Outcome, Results, load_results
 
 PLAIN = Case(7, 3, 5, 9)
@@ -62,7 +70,7 @@ def test_engines_compute_the_same(name, case):
             assert name in ("onnxruntime", "openvino") and case in (PROJECTED, DOUBLE, DOUBLE_GATED)
             assert str(lack).startswith("ONNX's LSTM has no projection" if case.projection else f"the {case.layer}s of")
             return
-        output = prepared.output(prepared.call())
+        output = prepared.results(prepared.call())["output"]
     run = getattr(reference, case.layer.lower())
     options = {"nonlinearity": case.nonlinearity} if case.nonlinearity else {}
     expected, _ = run(case.input(), case.parameters(), lengths=case.lengths(), **options)
@@ -82,6 +90,33 @@ def test_packing_is_not_what_is_timed(name, monkeypatch):
             monkeypatch.delattr(module, used)
         output, _ = call()
     assert np.asarray(output.data).shape == (GATED.lengths().sum(), 2 * GATED.hidden)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("name", ["nblstm", "torch"])
+@pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.shape)
+def test_engines_compute_the_same_gradients(name, case):
+    if ENGINES[name].missing():
+        pytest.skip(f"{name} is not installed")
+    with num_threads(1):
+        prepared = ENGINES[name](1).prepare(dataclasses.replace(case, kind="training"))
+        prepared.call()  # whose gradients do not stay for the next one
+        found = prepared.results(prepared.call())
+    layer = layer_of(case).to(np.float64)
+    (output, _), backward = layer.vjp(case.input().astype(float), lengths=case.lengths())
+    gradients = backward(case.output_gradient().astype(float))
+    expected = {"output": output, "input": gradients.input, **gradients.parameters}
+    assert list(found) == list(expected)
+    for result, array in expected.items():
+        assert found[result].dtype == case.dtype
+        assert difference(result, found[result], array) < (1e-5 if case.dtype == "float32" else 1e-13)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_engines_that_do_not_train(name):
+    assert ENGINES[name].offers("inference") and not ENGINES[name].offers("training")
+    with pytest.raises(NotOffered, match=f"{name} does no training"):
+        ENGINES[name].prepare(ENGINES[name].__new__(ENGINES[name]), Case(1, 1, 1, 1, kind="training"))
 
 
 def test_a_kind_that_an_engine_does_not_know():
@@ -161,6 +196,26 @@ def test_all_options(measured, only, tmp_path, capsys):
     assert load_results(path) == results_of(cases, engines)
 
 
+@pytest.mark.parametrize(
+    ("options", "shapes"),
+    [
+        ([], [case.shape for case in bench.TRAINING]),
+        (["--quick"], [case.shape for case in bench.SETS["small"]]),
+        (["--set", "odd"], [case.shape for case in bench.SETS["odd"]]),
+        (["--shapes", "5,1,4,8,GRU"], ["T5 B1 I4 H8 GRU"]),
+    ],
+)
+def test_training(options, shapes, measured, only, capsys):
+    only("torch", "onnx", "openvino")
+    assert main(["bench", "--train", *options]) == 0
+    cases, engines, _, _, command = measured[0]
+    assert [case.shape for case in cases] == shapes and {case.kind for case in cases} == {"training"}
+    assert engines == ["nblstm", "torch"] and " --train" in command
+    said = capsys.readouterr()
+    assert "One call is a forward and a backward pass" in " ".join(said.out.split())
+    assert "onnxruntime" not in said.err
+
+
 def test_quick_has_a_set_of_its_own(measured, only):
     only()
     assert main(["bench", "--quick"]) == 0
@@ -190,7 +245,8 @@ class FakeProcess:
             raise EngineError(f"{what} failed")
         if what == "measure":
             self._log.append(self.name)
-        return {"difference": self._difference, "seconds": float(len(self._log)), "fma": 1.0, "stream": 2.0}
+        figures = {"difference": self._difference, "result": "output"}
+        return {**figures, "seconds": float(len(self._log)), "fma": 1.0, "stream": 2.0}
 
 
 def test_engines_take_turns(tmp_path):
@@ -231,6 +287,37 @@ def test_median_seconds_wakes_up_and_repeats():
 # Processes
 
 
+def end_with(results: dict[str, Any]) -> _EngineEnd:
+    """Return an engine's end of the pipe that has these results."""
+    end = _EngineEnd(None)
+    end._prepared = Prepared(lambda: results, lambda result: result)
+    return end
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem", "furthest"),
+    [
+        ({}, 0.0, "output"),
+        ({"weight": np.array([100.0, -201.0])}, 0.005, "weight"),
+        ({"output": np.array([0.5, 0.25]), "weight": np.array([np.nan, 1.0])}, float("nan"), "weight"),
+        ({"output": np.array([np.inf, 0.0])}, float("inf"), "output"),
+    ],
+)
+def test_every_result_is_compared_by_its_own_scale(wrong, problem, furthest, tmp_path):
+    expected = {"output": np.array([0.5, 0.0]), "none": np.zeros(3), "weight": np.array([100.0, -200.0])}
+    path = str(tmp_path / "expected.npz")
+    end_with(expected).save(path)
+    got = end_with({**expected, **wrong}).compare(path)
+    assert got["difference"] == pytest.approx(problem, nan_ok=True) and got["result"] == furthest
+
+
+def test_a_result_of_another_shape(tmp_path):
+    path = str(tmp_path / "expected.npz")
+    end_with({"output": np.zeros((2, 3))}).save(path)
+    with pytest.raises(EngineError, match=r"its output is \(3, 2\), not \(2, 3\)"):
+        end_with({"output": np.zeros((3, 2))}).compare(path)
+
+
 def test_problems_become_answers():
     class End:
         def fail(self) -> dict[str, Any]:
@@ -265,6 +352,19 @@ def test_end_to_end(tmp_path):
     assert content["machine"]["threads"] == 1 and content["versions"]["numba"]
     assert [len(case["engines"]["nblstm"]["medians"]) for case in content["cases"]] == [1, 1]
     assert all(rate > 0 for case in content["cases"] for rate in case["fma"] + case["stream"])
+
+
+@pytest.mark.slow
+def test_end_to_end_of_training(tmp_path):
+    path = tmp_path / "results.json"
+    engines = [name for name in ("nblstm", "torch", "onnxruntime") if not ENGINES[name].missing()]
+    shapes = "5,2,3,8; 4,1,3,8,P2,f64"
+    done = run_bench("--train", "--shapes", shapes, "--engines", ",".join(engines), "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    for case in load_results(path).cases:
+        assert case.seconds("nblstm") and case.case.kind == "training"
+        problems = {name: outcome.problem for name, outcome in case.engines.items() if outcome.problem}
+        assert problems in ({}, {"onnxruntime": "onnxruntime does no training"})
 
 
 @pytest.mark.slow

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nblstm import reference
-from nblstm.commands.benchmark.cases import CELLS, GRID, KINDS, LAYERS, SERVER, SETS, Case, parse_shapes
+from nblstm.commands.benchmark.cases import CELLS, GRID, KINDS, LAYERS, SERVER, SETS, TRAINING, Case, parse_shapes
 from nblstm.commands.benchmark.engines import input_of, layer_of
 
 EVERYTHING = Case(3, 2, 5, 8, layers=2, bidirectional=True, projection=3, dtype="float64")
@@ -59,14 +60,13 @@ def test_sizes_that_no_network_has(text, expected):
         parse_shapes(text)
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_lists(name):
-    cases = SETS[name]
+@pytest.mark.parametrize("cases", [*SETS.values(), TRAINING], ids=[*SETS, "training"])
+def test_lists(cases):
     assert len({case.shape for case in cases}) == len(cases), "asv and the reports tell cases apart by their shapes"
     assert parse_shapes(";".join(case.written for case in cases)) == [
-        Case(**{**vars(case), "name": ""}) for case in cases
+        dataclasses.replace(case, name="", kind="inference") for case in cases
     ]
-    assert all(case.kind in KINDS for case in cases)
+    assert {case.kind for case in cases} == {"training" if cases is TRAINING else "inference"} <= set(KINDS)
 
 
 def test_lists_have_what_they_are_named_for():
@@ -78,6 +78,8 @@ def test_lists_have_what_they_are_named_for():
     assert {(case.layer, case.batch) for case in LAYERS} >= {(layer, b) for layer in ("GRU", "RNN") for b in (1, 32)}
     assert {case.batch for case in LAYERS if case.projection} == {1, 32}
     assert {case.batch for case in LAYERS if case.dtype == "float64"} == {1, 32}
+    assert {case.batch for case in TRAINING} >= {1, 4, 16, 32, 64, 128}
+    assert {case.hidden for case in TRAINING} >= {64, 128, 256, 512, 1024}
     packed = {(case.layer, case.packed) for case in LAYERS if case.packed}
     assert packed == {(layer, lengths) for layer in ("LSTM", "GRU", "RNN") for lengths in ("linear", "random")}
 
@@ -113,6 +115,15 @@ def test_flops_are_those_of_the_products(case):
     for row, length in enumerate(case.lengths()):  # alone, so that none has steps past its length
         run(case.input()[:length, [row]].view(Counting), parameters)
     assert case.flops == Counting.flops
+
+
+@pytest.mark.parametrize("case", [EVERYTHING, *EACH_CELL], ids=lambda case: case.shape)
+def test_training_is_three_times_the_products_and_twice_the_recurrence(case):
+    trained = dataclasses.replace(case, kind="training")
+    assert trained.flops == 3 * case.flops
+    assert np.array_equal(trained.recurrent_flops(), 2 * case.recurrent_flops())
+    assert trained.streamed_bytes == 2 * case.streamed_bytes and trained.recurrent_bytes == case.recurrent_bytes
+    assert case.output_gradient().shape == (case.steps, case.batch, case.directions * case.outputs)
 
 
 def test_the_recurrence_is_what_does_not_depend_on_the_input():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -76,6 +77,16 @@ def test_limits(results):
     many_rows = CaseResult(Case(10, 64, 100, 100), {"nblstm": Outcome([1e-2])}, [100e9], [80e9])
     results.cases.append(many_rows)
     assert results.limit(many_rows) == ("FMA", pytest.approx(many_rows.case.flops / 100e9))
+
+
+def test_the_limit_of_training(results):
+    # The recurrence, one product in each pass, streams its weights; of six products of 8e6 operations four are left.
+    case = dataclasses.replace(WON.case, kind="training")
+    results.cases = [CaseResult(case, WON.engines, WON.fma, WON.stream)]
+    limit = results.limit(results.cases[0])
+    assert limit.name == "L2" and limit.seconds == pytest.approx(4 * 8e6 / 90e9 + 2 * 100 * 160e3 / 80e9)
+    assert results.cases[0].gflops == pytest.approx(3 * WON.gflops)
+    assert "forward and a backward pass" in report.legend(results)
 
 
 def test_the_limit_of_a_packed_case_is_that_of_each_step(results):

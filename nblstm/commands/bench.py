@@ -9,6 +9,7 @@ extra ``torch`` that one.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import importlib.metadata
 import sys
@@ -21,7 +22,7 @@ import numba
 
 from nblstm import get_num_threads
 from nblstm.commands.benchmark import machine, plot, report
-from nblstm.commands.benchmark.cases import FORM, SETS, Case, parse_shapes
+from nblstm.commands.benchmark.cases import FORM, SETS, TRAINING, Case, parse_shapes
 from nblstm.commands.benchmark.engines import ENGINES, OURS, parse_engines
 from nblstm.commands.benchmark.measure import QUICK, THOROUGH, Effort, bench
 from nblstm.commands.benchmark.process import EngineError
@@ -40,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--set", choices=SETS, metavar="NAME", help=f"a list of cases: {sets} (default: standard)")
     which.add_argument("--shapes", type=_read(parse_shapes), metavar="LIST", help=f"your own cases: '{FORM}; ...'")
+    train = f"time forward and backward passes; {len(TRAINING)} cases of its own if no others are asked for"
+    parser.add_argument("--train", action="store_true", help=train)
     parser.add_argument("--threads", type=_read(_threads), metavar="N", help="of every engine (default: all cores)")
     parser.add_argument("--engines", type=_read(parse_engines), metavar="LIST", help=engines)
     parser.add_argument("--rounds", type=_read(_rounds), metavar="N", help=f"default: {THOROUGH.rounds}")
@@ -95,12 +98,13 @@ def _picture(text: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print; the exit status is 1 if nblstm fails at a case or an engine cannot start."""
-    cases = args.shapes or SETS[args.set or ("small" if args.quick else "standard")]
-    engines = args.engines or [name for name, engine in ENGINES.items() if not engine.missing()]
+    cases = _cases(args)
+    offered = [name for name, engine in ENGINES.items() if engine.offers(cases[0].kind)]
+    engines = args.engines or [name for name in offered if not ENGINES[name].missing()]
     threads = args.threads or get_num_threads()
     effort = QUICK if args.quick else THOROUGH
     effort = effort._replace(rounds=args.rounds or effort.rounds)
-    for name in ENGINES.keys() - engines:
+    for name in set(offered) - set(engines):
         if missing := ENGINES[name].missing():
             print(f"without {name}: not installed ({', '.join(missing)})", file=sys.stderr)
     try:
@@ -116,10 +120,18 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(case.seconds(OURS) is None for case in results.cases) else 0
 
 
+def _cases(args: argparse.Namespace) -> list[Case]:
+    """Return what to measure."""
+    if args.train and not (args.shapes or args.set or args.quick):
+        return TRAINING
+    cases: list[Case] = args.shapes or SETS[args.set or ("small" if args.quick else "standard")]
+    return [dataclasses.replace(case, kind="training") for case in cases] if args.train else cases
+
+
 def _command(args: argparse.Namespace, threads: int) -> str:
     """Return the command that measures the same again."""
     words = ["python -m nblstm bench", f"--threads {threads}"]
-    words += ["--quick"] * args.quick + [f"--rounds {args.rounds}"] * bool(args.rounds)
+    words += ["--train"] * args.train + ["--quick"] * args.quick + [f"--rounds {args.rounds}"] * bool(args.rounds)
     words += [f"--set {args.set}"] * bool(args.set) + [f"--engines {','.join(args.engines or [])}"] * bool(args.engines)
     words += [f"--shapes '{'; '.join(case.written for case in args.shapes or [])}'"] * bool(args.shapes)
     return " ".join(words)

@@ -2,6 +2,8 @@
 
 A case is a network and an input to it. Which network it is says its `cell`, by the name of the equations. What is done
 with them is its `kind`: the name of the method with which every engine answers it (nblstm.commands.benchmark.engines).
+``inference`` is a forward pass, ``training`` a forward and a backward pass, to the gradients of all weights and of the
+input, from a gradient of the output.
 
 An input of sequences of different lengths is `packed`: an engine that knows packed sequences gets one, packed before
 the clock starts, and the others get the padded batch with the lengths. Only the valid steps count as operations.
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from nblstm.arrays import Array
 from nblstm.errors import message
 from nblstm.kernels import cells
 
-KINDS = ("inference",)
+KINDS = ("inference", "training")
 CELLS = {"LSTM": cells.LSTM, "GRU": cells.GRU, "RNN_TANH": cells.RNN_TANH, "RNN_RELU": cells.RNN_RELU}
 LENGTHS = ("linear", "random")
 FORM = f"T,B,I,H[,L][,bi][,P<size>][,f64][,{'|'.join(CELLS)}][,{'|'.join(f'packed-{name}' for name in LENGTHS)}]"
@@ -141,14 +143,24 @@ class Case:
     def flops(self) -> int:
         """Multiplications and additions of one call; those of the gates' functions are not counted.
 
+        Training has three times those of inference: for each product two of its size follow on the way back, to the
+        gradient of the weights and to that of what they were multiplied by.
+
         >>> Case(steps=10, batch=3, inputs=5, hidden=7).flops == 2 * 10 * 3 * (28 * 5 + 28 * 7)
         True
         """
-        return 2 * int(self.lengths().sum()) * sum(rows * columns for _, (rows, columns) in self.matrices())
+        products = 3 if self.kind == "training" else 1
+        numbers = sum(rows * columns for _, (rows, columns) in self.matrices())
+        return products * 2 * int(self.lengths().sum()) * numbers
 
     def recurrent_flops(self) -> Array:
-        """Return those of each step that have to wait for the step before, (T,)."""
-        return 2 * self.layers * self.directions * self._recurrent_numbers * self.batch_sizes()
+        """Return those of each step that have to wait for the step before or, on the way back, the one after, (T,)."""
+        return self._passes * 2 * self.layers * self.directions * self._recurrent_numbers * self.batch_sizes()
+
+    @property
+    def _passes(self) -> int:
+        """How often a call goes through time, step by step."""
+        return 2 if self.kind == "training" else 1
 
     @property
     def _recurrent_numbers(self) -> int:
@@ -161,8 +173,8 @@ class Case:
 
     @property
     def streamed_bytes(self) -> int:
-        """What each step of a call reads of those weights: h(t) has to be known before h(t + 1)."""
-        return self.layers * self.directions * self.recurrent_bytes
+        """What a call reads of those weights for each step: h(t) has to be known before h(t + 1)."""
+        return self._passes * self.layers * self.directions * self.recurrent_bytes
 
     def parameters(self) -> dict[str, Array]:
         """Return the weights by torch's names; the same ones in every process."""
@@ -184,6 +196,11 @@ class Case:
         """Return the input (T, B, I), padded if there are `lengths`; the same in every process."""
         shape = (self.steps, self.batch, self.inputs)
         return np.random.default_rng(1).standard_normal(shape).astype(self.dtype)
+
+    def output_gradient(self) -> Array:
+        """Return the gradient of the output (T, B, D*P) that training begins with; the same in every process."""
+        shape = (self.steps, self.batch, self.directions * self.outputs)
+        return np.random.default_rng(3).standard_normal(shape).astype(self.dtype)
 
 
 def parse_shapes(text: str) -> list[Case]:
@@ -270,6 +287,21 @@ LAYERS = [
     ),
 ]
 GRID = [Case(100, batch, size, size) for size in (48, 128, 200, 256, 512, 1000) for batch in (1, 4, 16, 64)]
+# Thinned like a chessboard, but for single rows.
+_TRAINED = {1: (64, 128, 256, 512), 4: (64, 256), 16: (128, 512), 32: (64, 256), 64: (128, 512), 128: (64, 256)}
+TRAINING = [
+    replace(case, kind="training")
+    for case in [
+        *(Case(100, batch, size, size, name="LSTM") for batch, sizes in _TRAINED.items() for size in sizes),
+        *(Case(25, batch, 1024, 1024, name="LSTM, large") for batch in (4, 64)),
+        *(Case(100, batch, 256, 512, projection=256, name="projection") for batch in (1, 32)),
+        Case(100, 16, 256, 256, bidirectional=True, name="2 directions"),
+        Case(35, 20, 650, 650, layers=2, name="2 layers"),
+        *(Case(100, batch, 256, 256, cell="GRU", name="GRU") for batch in (1, 32)),
+        Case(100, 32, 256, 256, cell="RNN_TANH", name="RNN"),
+        Case(100, 16, 256, 256, dtype="float64", name="float64"),
+    ]
+]
 # One of each sort, all of them short.
 SMALL = [ODD[0], SERVER[2], SERVER[3], NETWORKS[1], NETWORKS[2], VARIANTS[0], VARIANTS[2], VARIANTS[4], VARIANTS[6]]
 

@@ -6,8 +6,11 @@ memory of their own; initial states are zeros. Of sequences of different lengths
 and give one, packed and padded again off the clock; the others get and give a padded batch. A new engine is a class
 here and a line in `ENGINES`; a new kind of case is a method of each engine that offers it.
 
-* nblstm: the layer's public call.
-* torch: ``torch.nn.LSTM``, ``GRU`` or ``RNN`` under ``inference_mode``, ``set_num_threads``.
+In training every call begins without gradients and ends with those of all weights and of the input. The weights stay
+what they are: no optimiser is timed, nor what nblstm does at the first call with new weights.
+
+* nblstm: the layer's public call; in training `vjp`, and the function that it returns.
+* torch: ``torch.nn.LSTM``, ``GRU`` or ``RNN`` under ``inference_mode``, ``set_num_threads``; in training autograd.
 * onnxruntime: an ONNX model of LSTM, GRU or RNN nodes, such as torch exports it, with ``sequence_lens`` where lengths
   differ; ``intra_op_num_threads``, and spinning between operators allowed, as it is by default.
 * openvino: the same model; ``INFERENCE_NUM_THREADS``, the latency hint, one request, input and output shared. The
@@ -33,13 +36,14 @@ from nblstm.errors import message
 
 
 class Prepared(NamedTuple):
-    """A case made ready: what to time, and how to read the output (T, B, D*P) off what it returns.
+    """A case made ready: what to time, and how to read the results off what it returns.
 
-    Past the lengths of a packed case the output is zero.
+    These are ``output`` (T, B, D*P) and, of training, the gradients: ``input`` (T, B, I), and those of the weights by
+    torch's names. Past the lengths of a packed case output and input are zero.
     """
 
     call: Callable[[], Any]
-    output: Callable[[Any], Array]
+    results: Callable[[Any], dict[str, Array]]
 
 
 class Engine(ABC):
@@ -61,12 +65,16 @@ class Engine(ABC):
         """Return the version of the engine's package."""
         return importlib.metadata.version(cls.name).partition("-")[0]
 
+    @classmethod
+    def offers(cls, kind: str) -> bool:
+        """Say whether it does a kind of case at all."""
+        return hasattr(cls, kind)
+
     def prepare(self, case: Case) -> Prepared:
         """Return the case made ready; NotOffered if the engine cannot do it."""
-        method = getattr(self, case.kind, None)
-        if method is None:
+        if not self.offers(case.kind):
             raise NotOffered(f"{self.name} does no {case.kind}")
-        prepared: Prepared = method(case)
+        prepared: Prepared = getattr(self, case.kind)(case)
         return prepared
 
     @abstractmethod
@@ -90,9 +98,22 @@ class Nblstm(Engine):
     def inference(self, case: Case) -> Prepared:
         """Make the layer."""
         layer, x = layer_of(case), input_of(case)
-        if case.packed:
-            return Prepared(lambda: layer(x), lambda result: nblstm.pad_packed_sequence(result[0])[0])
-        return Prepared(lambda: layer(x), lambda result: np.asarray(result[0]))
+        return Prepared(lambda: layer(x), lambda result: {"output": _padded(case, result[0])})
+
+    def training(self, case: Case) -> Prepared:
+        """Make the layer and the gradient of its output."""
+        layer, x, d_output = layer_of(case).train(), input_of(case), _packed(case, case.output_gradient())
+
+        def call() -> Any:
+            (output, _), backward = layer.vjp(x)
+            return output, backward(d_output)
+
+        def results(result: Any) -> dict[str, Array]:
+            output, gradients = result
+            own = {"output": _padded(case, output), "input": _padded(case, gradients.input)}
+            return own | dict(gradients.parameters)
+
+        return Prepared(call, results)
 
 
 def layer_of(case: Case) -> Any:
@@ -102,8 +123,15 @@ def layer_of(case: Case) -> Any:
 
 def input_of(case: Case) -> Any:
     """Return what that layer is called with: the input (T, B, I), or the packed sequence of it."""
-    x = case.input()
-    return nblstm.pack_padded_sequence(x, case.lengths(), enforce_sorted=False) if case.packed else x
+    return _packed(case, case.input())
+
+
+def _packed(case: Case, padded: Array) -> Any:
+    return nblstm.pack_padded_sequence(padded, case.lengths(), enforce_sorted=False) if case.packed else padded
+
+
+def _padded(case: Case, sequence: Any) -> Array:
+    return nblstm.pad_packed_sequence(sequence)[0] if case.packed else np.asarray(sequence)
 
 
 def _nonlinearity(case: Case) -> dict[str, str]:
@@ -122,8 +150,8 @@ class Torch(Engine):
         torch.set_num_threads(threads)
         self._torch = torch
 
-    def inference(self, case: Case) -> Prepared:
-        """Make the layer of ``torch.nn``."""
+    def _layer(self, case: Case) -> Any:
+        """Return the case's network as a layer of ``torch.nn``."""
         torch = self._torch
         projection = {"proj_size": case.projection} if case.projection else {}
         layer = getattr(torch.nn, case.layer)(
@@ -134,22 +162,49 @@ class Torch(Engine):
             dtype=getattr(torch, case.dtype),
             **projection,
             **_nonlinearity(case),
-        ).eval()
+        )
         layer.load_state_dict({name: torch.from_numpy(array) for name, array in case.parameters().items()})
-        x = torch.from_numpy(case.input())
-        sequences = torch.nn.utils.rnn
-        if case.packed:
-            x = sequences.pack_padded_sequence(x, torch.from_numpy(case.lengths()), enforce_sorted=False)
+        return layer
+
+    def _packed(self, case: Case, padded: Array) -> Any:
+        tensor, pack = self._torch.from_numpy(padded), self._torch.nn.utils.rnn.pack_padded_sequence
+        return pack(tensor, self._torch.from_numpy(case.lengths()), enforce_sorted=False) if case.packed else tensor
+
+    def _padded(self, case: Case, sequence: Any) -> Array:
+        padded = self._torch.nn.utils.rnn.pad_packed_sequence(sequence)[0] if case.packed else sequence
+        return np.asarray(padded.detach().numpy())
+
+    def inference(self, case: Case) -> Prepared:
+        """Make the layer of ``torch.nn``."""
+        layer, x = self._layer(case).eval(), self._packed(case, case.input())
 
         def call() -> Any:
-            with torch.inference_mode():
+            with self._torch.inference_mode():
                 return layer(x)
 
-        def output(result: Any) -> Array:
-            padded = sequences.pad_packed_sequence(result[0])[0] if case.packed else result[0]
-            return np.asarray(padded.numpy())
+        return Prepared(call, lambda result: {"output": self._padded(case, result[0])})
 
-        return Prepared(call, output)
+    def training(self, case: Case) -> Prepared:
+        """Make the layer, an input that wants a gradient, and the gradient of the output."""
+        layer, x = self._layer(case).train(), self._packed(case, case.input())
+        d_output = self._packed(case, case.output_gradient())
+        # Of packed sequences these are fields; a tensor's attribute `data` is something else.
+        values, d_values = (x.data, d_output.data) if case.packed else (x, d_output)
+        values.requires_grad_()
+
+        def call() -> Any:
+            layer.zero_grad(set_to_none=True)
+            values.grad = None
+            output, _ = layer(x)
+            (output.data if case.packed else output).backward(d_values)
+            return output
+
+        def results(output: Any) -> dict[str, Array]:
+            d_input = x._replace(data=values.grad) if case.packed else values.grad
+            gradients = {name: tensor.grad.numpy() for name, tensor in layer.named_parameters()}
+            return {"output": self._padded(case, output), "input": self._padded(case, d_input), **gradients}
+
+        return Prepared(call, results)
 
 
 class OnnxRuntime(Engine):
@@ -170,7 +225,7 @@ class OnnxRuntime(Engine):
         """Make a session."""
         session = self._session_class(onnx_model(case), self._options, providers=["CPUExecutionProvider"])
         inputs = onnx_inputs(case)
-        return Prepared(lambda: session.run(None, inputs), lambda result: np.asarray(result[0]))
+        return Prepared(lambda: session.run(None, inputs), lambda result: {"output": np.asarray(result[0])})
 
 
 class OpenVino(Engine):
@@ -200,7 +255,7 @@ class OpenVino(Engine):
         def call() -> Any:
             return request.infer(inputs, share_inputs=True, share_outputs=True)
 
-        return Prepared(call, lambda result: np.array(result[0]))
+        return Prepared(call, lambda result: {"output": np.array(result[0])})
 
 
 ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Nblstm, Torch, OnnxRuntime, OpenVino)}

@@ -15,7 +15,7 @@ from nblstm.commands.benchmark.limits import NAME as LIMITS
 from nblstm.commands.benchmark.process import EngineError, EngineProcess, question_of
 from nblstm.commands.benchmark.results import CaseResult, Outcome
 
-# How far an engine's output may lie from nblstm's, whose entries lie between -1 and 1, or not far beyond with relu.
+# How far an engine's results, the output and gradients, may lie from nblstm's, in parts of the largest number of each.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 
 
@@ -38,7 +38,7 @@ class Bench:
     def __init__(self, engines: Sequence[EngineProcess], limits: EngineProcess, folder: Path) -> None:
         self.engines = engines
         self.limits = limits
-        self._expected = folder / "expected.npy"
+        self._expected = folder / "expected.npz"
 
     def versions(self) -> dict[str, str]:
         """Return the engines' versions; EngineError if one cannot start."""
@@ -79,17 +79,18 @@ class Bench:
         return result
 
     def _prepare(self, engine: EngineProcess, case: Case) -> Outcome:
-        """Let an engine prepare a case and compare its output with nblstm's, which is prepared first."""
+        """Let an engine prepare a case and compare its results with nblstm's, which is prepared first."""
         try:
             engine.ask("prepare", case=question_of(case))
             if engine.name == OURS:
                 engine.ask("save", path=str(self._expected))
                 return Outcome()
-            difference = float(engine.ask("compare", path=str(self._expected))["difference"])
+            compared = engine.ask("compare", path=str(self._expected))
         except EngineError as error:
             return Outcome(problem=str(error))
+        difference = float(compared["difference"])
         if not difference <= TOLERANCE[case.dtype]:
-            return Outcome(difference=difference, problem=f"wrong: {difference:.0e} from nblstm's output")
+            return Outcome(difference=difference, problem=f"wrong: {difference:.0e} from nblstm's {compared['result']}")
         return Outcome(difference=difference)
 
 

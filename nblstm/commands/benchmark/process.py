@@ -25,6 +25,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+import nblstm
+from nblstm.arrays import Array
 from nblstm.commands.benchmark.cases import Case, NotOffered
 from nblstm.commands.benchmark.engines import ENGINES, Engine, Prepared
 from nblstm.commands.benchmark.limits import NAME as LIMITS
@@ -102,23 +104,23 @@ class _EngineEnd:
         return {}
 
     def save(self, path: str) -> dict[str, Any]:
-        np.save(path, self._output())
+        nblstm.save(path, self._results())
         return {}
 
     def compare(self, path: str) -> dict[str, Any]:
-        expected = np.load(path)
-        output = self._output()
-        if output.shape != expected.shape:
-            raise EngineError(f"its output is {output.shape}, not {expected.shape}")
-        return {"difference": float(np.max(np.abs(output - expected), initial=0))}
+        found = self._results()
+        differences = {name: difference(name, found[name], array) for name, array in nblstm.load(path).items()}
+        # argmax, because max passes over NaN.
+        furthest = list(differences)[int(np.argmax(list(differences.values())))]
+        return {"difference": differences[furthest], "result": furthest}
 
     def measure(self, budget: float) -> dict[str, Any]:
         assert self._prepared is not None
         return {"seconds": median_seconds(self._prepared.call, budget)}
 
-    def _output(self) -> Any:
+    def _results(self) -> dict[str, Array]:
         assert self._prepared is not None
-        return self._prepared.output(self._prepared.call())
+        return self._prepared.results(self._prepared.call())
 
 
 class _LimitsEnd:
@@ -141,6 +143,13 @@ class _LimitsEnd:
 
     def ladder(self, footprints: list[int], budget: float) -> dict[str, Any]:
         return {"rungs": self._limits.ladder(footprints, budget)}
+
+
+def difference(name: str, found: Array, expected: Array) -> float:
+    """Return the largest difference of a result, in parts of its largest number; EngineError for another shape."""
+    if found.shape != expected.shape:
+        raise EngineError(f"its {name} is {found.shape}, not {expected.shape}")
+    return float(np.max(np.abs(found - expected)) / (np.max(np.abs(expected)) or 1))
 
 
 def median_seconds(call: Callable[[], object], budget: float) -> float:

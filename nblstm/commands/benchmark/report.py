@@ -19,6 +19,12 @@ LEGEND = (
     "the same rounds."
 )
 
+TRAINING = (
+    "One call is a forward and a backward pass, from a gradient of the output to those of all weights and the input. "
+    "Operations are three times those of the forward pass: each product has two more of its size on the way back. The "
+    "limit has the recurrence twice, as both passes go through time. The weights stay the same from call to call."
+)
+
 
 class Table(NamedTuple):
     """Columns of text; the first `left` of them are set to the left."""
@@ -138,6 +144,11 @@ def conditions(results: Results) -> list[str]:
     ]
 
 
+def legend(results: Results) -> str:
+    """Return what the figures mean."""
+    return " ".join([LEGEND] + [TRAINING] * any(result.case.kind == "training" for result in results.cases))
+
+
 def text(results: Results) -> str:
     """Return the whole report for a terminal."""
     parts: Sequence[Sequence[str]] = [
@@ -145,6 +156,6 @@ def text(results: Results) -> str:
         [table(results).text()],
         [line for line in [losses(results), *problems(results)] if line],
         ["This machine, on all threads at once:", *(f"  {line}" for line in limits(results))],
-        textwrap.wrap(LEGEND, 120),
+        textwrap.wrap(legend(results), 120),
     ]
     return "\n\n".join("\n".join(part) for part in parts if part)

@@ -25,7 +25,7 @@ class Outcome:
     """What one engine did with one case."""
 
     medians: list[float] = field(default_factory=list)  # seconds, one a round
-    difference: float | None = None  # the largest one from nblstm's output
+    difference: float | None = None  # the largest one from nblstm's results, in parts of their largest numbers
     problem: str | None = None  # why there are no medians
 
     @property
