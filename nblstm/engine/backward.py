@@ -1,31 +1,32 @@
 """The way back through a call, the mirror of `nblstm.engine.run`: from the last layer to the first one.
 
-For each layer first the gradients of the gates' sums, step by step from the end; then what follows from them for all
-steps at once: the gradients of the weights, and of what went in.
+A layer goes back through a few steps at a time. First the gradients of the gates' sums, step by step from the end; then
+what follows from them for all these steps at once: their share of the gradients of the weights, and of what went in. So
+these gradients, 4H numbers a row, never lie in memory for more than some steps, and are read while they are in a cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from nblstm import threads
 from nblstm.arrays import Array, address_of
 from nblstm.engine import plan as planning
-from nblstm.engine import products
-from nblstm.engine.packing import BackwardWeights, DirectionWeights, aligned_empty
+from nblstm.engine.packing import BackwardWeights, DirectionWeights
 from nblstm.engine.plan import Plan
-from nblstm.engine.products import RowOrder
-from nblstm.engine.run import Dropout, LayerRecord, SequenceLayout, drop_between, row_tables
-from nblstm.kernels import team
-from nblstm.kernels.backprop import backward_float32, backward_float64
-from nblstm.kernels.job import BACKWARD_FIELDS, ROWS
-from nblstm.kernels.policy import LINE, lanes
-from nblstm.kernels.tile import PANEL_VECTORS
+from nblstm.engine.products import WeightGradients, multiply_rows
+from nblstm.engine.rows import RowOrder
+from nblstm.engine.run import Dropout, LayerRecord, SequenceLayout, drop_between
+from nblstm.engine.through_time import TapedLayer, ThroughTime
+from nblstm.kernels.job import ROWS
+from nblstm.kernels.weight_gradients import ROWS_AT_ONCE
 
-_CALL_FIELDS = ("starts", "batch_sizes", "x_rows", "state_rows")
+# Of gradients of the gates' sums that lie in memory at once: they stay in the last cache but one or two. Not less than
+# the rows of a chain, whatever they take.
+_BYTES_AT_ONCE = 2 << 20
 
 
 class DirectionGradients(NamedTuple):
@@ -51,14 +52,13 @@ class Tape(NamedTuple):
 
 
 def run_backward(
-    tape: Tape, dy: Array | None, d_states: Sequence[Array], dx: Array | None
-) -> list[list[DirectionGradients]]:
-    """Return the gradients of all parameters, by layer and direction.
+    tape: Tape, dy: Array | None, d_states: Sequence[Array], wants_input: bool
+) -> tuple[list[list[DirectionGradients]], Array | None]:
+    """Return the gradients of all parameters, by layer and direction, and that of x, if it is wanted.
 
     dy        gradient of the output, shaped like it, dense in its last axis; None: zeros. What stands past the end of a
               row is not read
     d_states  inout  gradients of the last states, then of the initial ones; contiguous
-    dx        out    gradient of x, shaped like it, with dense rows; zeros at first. None: not asked for
     """
     layout, dropout = tape.layout, tape.dropout
     if layout.rows is not None and layout.batch_sizes is not None:
@@ -67,16 +67,14 @@ def run_backward(
     drops = dropout is not None and dropout.p > 0
     directions = len(tape.weights[0])
     found: list[list[DirectionGradients]] = []
+    dx = None
     for number in reversed(range(len(tape.weights))):
         own = slice(number * directions, (number + 1) * directions)
-        source, below = tape.x, dx
-        if number > 0:
-            source = tape.records[number - 1].h
-            below = np.zeros(source.shape, source.dtype)
-            if dropout is not None and drops:
-                source = source.copy()
-                drop_between(source, layout, 0, number - 1, dropout)
-        part = _Layer(
+        source = tape.x if number == 0 else tape.records[number - 1].h
+        if dropout is not None and drops and number > 0:
+            source = source.copy()
+            drop_between(source, layout, 0, number - 1, dropout)
+        layer = TapedLayer(
             tape.weights[number],
             tape.packed[number],
             layout,
@@ -84,53 +82,54 @@ def run_backward(
             tape.records[number],
             [None if state is None else state[own] for state in tape.initial],
         )
-        found.insert(0, _layer_gradients(part, dy, [state[own] for state in d_states], below))
-        if number > 0 and below is not None and dropout is not None and drops:
-            drop_between(below, layout, 0, number - 1, dropout)
-        dy = below
-    return found
+        dx = _fresh_gradient(source, layout, directions) if number > 0 or wants_input else None
+        found.insert(0, _layer_gradients(layer, dy, [state[own] for state in d_states], dx))
+        if dropout is not None and drops and number > 0 and dx is not None:
+            drop_between(dx, layout, 0, number - 1, dropout)
+        dy = dx
+    return found, dx
 
 
-class _Layer(NamedTuple):
-    """The part of a tape that belongs to one layer in all its directions."""
-
-    weights: list[DirectionWeights]
-    packed: list[BackwardWeights]
-    layout: SequenceLayout
-    x: Array
-    record: LayerRecord
-    initial: Sequence[Array | None]
+def _fresh_gradient(x: Array, layout: SequenceLayout, directions: int) -> Array:
+    """Return an array for the gradient of x; zeros where not every number of it will be set."""
+    leaves_out = layout.batch_sizes is not None and not layout.packed
+    return (np.zeros if leaves_out or directions > 1 else np.empty)(x.shape, x.dtype)
 
 
 def _layer_gradients(
-    layer: _Layer, dy: Array | None, d_states: Sequence[Array], dx: Array | None
+    layer: TapedLayer, dy: Array | None, d_states: Sequence[Array], dx: Array | None
 ) -> list[DirectionGradients]:
-    """Take one layer back; the arguments are those of `run_backward`."""
-    first, layout = layer.weights[0], layer.layout
-    plan, workers = _plan(layer)
-    order = RowOrder.of(layout, plan.parts if plan.split == ROWS else 1)
-    count, width = len(order.position), PANEL_VECTORS * lanes(first.dtype.itemsize)
-    # A panel's width more: the last row's last panel is read as a whole.
-    gradients = [_with_zeros_behind(count * first.gradient_size, width, first.dtype) for _ in layer.weights]
-    kept_outputs = 0 if first.projection_panels is None else first.outputs
-    projected = [_with_zeros_behind(count * kept_outputs, width, first.dtype) for _ in layer.weights]
-    _through_time(layer, plan, order, dy, d_states, gradients, projected)
-    found = []
-    for direction, weights in enumerate(layer.weights):
-        part = products.Part(weights, layout, order, gradients[direction], workers)
-        w_ih, b_ih = products.input_weights(part, layer.x)
-        w_hh, b_hh = products.recurrent_weights(part, layer.record.h, layer.initial[0], direction)
-        w_hr = None
-        if weights.projection_panels is not None:
-            w_hr = products.projection_weights(part, layer.record.kept, projected[direction], direction)
-        found.append(DirectionGradients(w_ih, w_hh, b_ih, b_hh, w_hr))
-        if dx is not None:
-            products.input_gradient(part, layer.packed[direction], dx, adds=direction > 0)
-    return found
+    """Take one layer back; `dx` is to be filled, the other arguments are those of `run_backward`."""
+    plan, usable = _plan(layer)
+    order = RowOrder(layer.layout, plan.parts if plan.split == ROWS else 1)
+    chunks = list(_chunks(order, layer.weights[0]))
+    longest = max(max(end - begin for begin, end in (order.rows_of(*chunk, d) for d in range(2))) for chunk in chunks)
+    back = ThroughTime(layer, plan, order, longest, dy, d_states)
+    directions = [_Direction(layer, d, order, longest, dx, usable) for d in range(len(layer.weights))]
+    for first, last in reversed(chunks):
+        back.run(first, last)
+        for number, direction in enumerate(directions):
+            begin, end = order.rows_of(first, last, number)
+            projected = back.projected[number]
+            direction.add(begin, end, back.gradients[number], projected, ends=first == 0)
+    return [direction.gradients for direction in directions]
 
 
-def _plan(layer: _Layer) -> tuple[Plan, int]:
-    """Return the plan of the steps, and how many threads the products have."""
+def _chunks(order: RowOrder, weights: DirectionWeights) -> Iterator[tuple[int, int]]:
+    """Cut the steps into ranges of nearly as many rows."""
+    count, steps = int(order.begins[-1]), len(order.begins) - 1
+    most = max(ROWS_AT_ONCE, _BYTES_AT_ONCE // (weights.gradient_size * weights.dtype.itemsize))
+    rows = -(-count // -(-count // most))
+    first = 0
+    while first < steps:
+        last = int(np.searchsorted(order.begins, order.begins[first] + rows, "right")) - 1
+        last = min(max(last, first + 1), steps)
+        yield first, last
+        first = last
+
+
+def _plan(layer: TapedLayer) -> tuple[Plan, int]:
+    """Return the plan of the steps, and how many threads the products may have."""
     first, layout, count = layer.weights[0], layer.layout, threads.get_num_threads()
     sizes = len(layer.weights), layout.steps, layout.batch, layout.mean_rows
     plan = planning.choose(first, *sizes, count)
@@ -140,112 +139,54 @@ def _plan(layer: _Layer) -> tuple[Plan, int]:
     return plan, usable
 
 
-def _with_zeros_behind(count: int, width: int, dtype: np.dtype[Any]) -> Array:
-    array = aligned_empty(count + width, dtype)
-    array[count:] = 0
-    return array
+class _Direction:
+    """What follows from the gradients of the gates' sums of one direction, summed over the chunks."""
 
+    def __init__(
+        self, layer: TapedLayer, number: int, order: RowOrder, rows: int, dx: Array | None, usable: int
+    ) -> None:
+        weights = layer.weights[number]
+        self._weights, self._packed, self._usable = weights, layer.packed[number], usable
+        self._position, self._adds = order.positions(), len(layer.weights) > 1
+        self._x_rows, self._x_item = order.addresses(layer.x), layer.x.strides[-1] // layer.x.itemsize
+        self._first_h = layer.first_h(number)  # whose memory addresses lead to
+        first_rows = address_of(self._first_h) + np.arange(len(self._first_h)) * self._first_h.strides[0]
+        self._h_rows = order.addresses_before(layer.h(number), first_rows, number)
+        self._dx_rows = None
+        if dx is not None:
+            self._dx_rows = np.empty(len(self._position), np.int64)
+            self._dx_rows[self._position] = order.addresses(dx)
+        cell, dtype = weights.cell, weights.dtype
+        gates = {"slots": cell.gates + cell.apart, "slot_size": weights.padded_units, "units": weights.units}
+        columns = {"inputs": weights.inputs, "x_item": self._x_item, "ones": 1, "outputs": weights.outputs}
+        sizes = {**gates, **columns, "apart": int(cell.apart), "kept_size": 0}
+        self._sums = WeightGradients(sizes, dtype, rows, usable)
+        matrix = cell.gates * weights.units
+        w_hr = None
+        if weights.projection_panels is not None:
+            self._kept_rows = order.addresses(layer.record.kept) + number * layer.record.kept.strides[-3]
+            outputs = {"slots": 1, "slot_size": weights.outputs, "units": weights.outputs}
+            hidden = {"inputs": weights.units, "x_item": 1, "ones": 0, "outputs": 0, "recompute": 1}
+            kept = {"apart": 0, "kept_size": weights.padded_units}
+            self._projection_sums = WeightGradients({**outputs, **hidden, **kept}, dtype, rows, usable)
+            w_hr = np.empty((weights.outputs, weights.units), dtype)
+        shapes = (matrix, weights.inputs), (matrix, weights.outputs), (matrix,), (matrix,)
+        w_ih, w_hh, b_ih, b_hh = (np.empty(shape, dtype) for shape in shapes)
+        self.gradients = DirectionGradients(w_ih, w_hh, b_ih, b_hh, w_hr)
 
-def _through_time(
-    layer: _Layer,
-    plan: Plan,
-    order: RowOrder,
-    dy: Array | None,
-    d_states: Sequence[Array],
-    gradients: list[Array],
-    projected: list[Array],
-) -> None:
-    """Run the steps: fill `gradients` and, with a projection, `projected`; `d_states` go from last to initial."""
-    first, layout = layer.weights[0], layer.layout
-    workspace, size = _workspace(first, plan, layout.batch)
-    item = first.dtype.itemsize
-    scratch = aligned_empty(len(layer.weights) * size, first.dtype)
-    halves = 1 if first.projection_panels is None else 2
-    stages = 2 + halves * layout.steps
-    tables = row_tables(layout, plan.parts if plan.split == ROWS else 1)
-    fields: dict[str, Any] = {
-        "steps": layout.steps,
-        "rows": layout.batch,
-        "units": first.units,
-        "outputs": first.outputs,
-        "cell": first.cell.code,
-        "unit_blocks": first.unit_blocks,
-        "unit_group": PANEL_VECTORS,
-        "split": plan.split,
-        "parts": plan.parts,
-        "stages": stages,
-        "needs_before": int(first.cell.has_cell_state or first.cell.apart),
-        "zeros": address_of(products.ZEROS),
-        "recurrent_slot": int(first.cell.apart),
-        "recurrent_slots": first.cell.gates,
-        "slots": first.cell.gates + first.cell.apart,
-        "kept_slots": first.kept_slots,
-        **workspace,
-        **dict(zip(_CALL_FIELDS, (0 if table is None else address_of(table) for table in tables), strict=True)),
-        "gradient_starts": address_of(order.starts),
-        **_steps("dy", dy, layout),
-        **_steps("y", layer.record.h, layout),
-        **_steps("kept", layer.record.kept, layout),
-    }
-    jobs = np.zeros((len(layer.weights), len(BACKWARD_FIELDS)), np.int64)
-    h_0, c_0 = (*layer.initial, None)[:2]
-    d_h, d_c = (*d_states, None)[:2]
-    for direction, (weights, packed) in enumerate(zip(layer.weights, layer.packed, strict=True)):
-        own = {
-            "recurrent_weights": address_of(packed.recurrent_panels),
-            "projection_weights": _address(packed.projection_panels),
-            "reverse": direction,
-            "workspace": address_of(scratch) + direction * size * item,
-            "dy": _address(dy, direction * weights.outputs * item),
-            "y": _address(layer.record.h, direction * weights.outputs * item),
-            "kept": _address(layer.record.kept, direction * layer.record.kept.strides[-3]),
-            "h_0": _direction_of(h_0, direction),
-            "c_0": _direction_of(c_0, direction),
-            "d_h": _direction_of(d_h, direction),
-            "d_c": _direction_of(d_c, direction),
-            "gradients": address_of(gradients[direction]),
-            "d_projected": address_of(projected[direction]),
-        }
-        jobs[direction] = [{**fields, **own}[name] for name in BACKWARD_FIELDS]
-    worker = backward_float32 if first.dtype == np.float32 else backward_float64
-    steps = 1 if plan.split == ROWS else stages
-    team.run(worker.address, address_of(jobs), len(layer.weights) * plan.parts, steps, plan.threads)
-
-
-def _workspace(weights: DirectionWeights, plan: Plan, batch: int) -> tuple[dict[str, int], int]:
-    """Return where the buffers of one direction begin, with their sizes and strides in elements, and their sum."""
-    line = LINE // weights.dtype.itemsize
-    width = PANEL_VECTORS * lanes(weights.dtype.itemsize)
-
-    def stride(count: int) -> int:
-        return (-(-(-(-count // width) * width) // line) | 1) * line  # whole panels, an odd number of lines
-
-    c_stride, h_stride = stride(weights.units), stride(weights.outputs)
-    slice_rows = -(-batch // plan.parts) if plan.split == ROWS else batch
-    products_size = slice_rows * -(-weights.outputs // width) * width
-    sizes = {
-        "h_before": plan.parts * c_stride,
-        "products": plan.parts * products_size,
-        "dh": batch * h_stride,
-        "dm": batch * c_stride,
-        "dc": batch * c_stride,
-    }
-    starts = np.cumsum([0, *sizes.values()])
-    places = {name: int(start) for name, start in zip(sizes, starts, strict=False)}
-    return {**places, "products_size": products_size, "h_stride": h_stride, "c_stride": c_stride}, int(starts[-1])
-
-
-def _steps(name: str, array: Array | None, layout: SequenceLayout) -> dict[str, int]:
-    """Return the fields that say how far a step and a row of x or y are from the next."""
-    if array is None:
-        return {f"{name}_step": 0, f"{name}_row": 0}
-    step, row = array.strides[0] // array.itemsize, array.strides[0 if layout.packed else 1] // array.itemsize
-    return {f"{name}_step": step, f"{name}_row": row}
-
-
-def _address(array: Array | None, offset: int = 0) -> int:
-    return 0 if array is None else address_of(array) + offset
-
-
-def _direction_of(states: Array | None, direction: int) -> int:
-    return 0 if states is None else address_of(states) + direction * states.strides[0]
+    def add(self, begin: int, end: int, gradients: Array, projected: Array | None, ends: bool) -> None:
+        """Add what follows from rows [begin, end), whose gradients are the first ones of these buffers."""
+        position = self._position[begin:end] - begin
+        found = self.gradients
+        results = {"w_ih": found.w_ih, "w_hh": found.w_hh, "b_ih": found.b_ih, "b_hh": found.b_hh} if ends else None
+        gradient_rows = address_of(gradients) + position * gradients.strides[0]
+        self._sums.add(self._x_rows[begin:end], self._h_rows[begin:end], gradient_rows, results)
+        if projected is not None and found.w_hr is not None:
+            projected_rows = address_of(projected) + position * projected.strides[0]
+            results = {"w_ih": found.w_hr} if ends else None
+            self._projection_sums.add(self._kept_rows[begin:end], None, projected_rows, results)
+        if self._dx_rows is not None:
+            terms = self._weights.cell.gates * self._weights.padded_units
+            panels, columns = self._packed.input_panels, self._weights.inputs
+            rows = self._dx_rows[begin:end]
+            multiply_rows(gradients[: end - begin], panels, terms, rows, columns, self._adds, self._usable)

@@ -68,14 +68,18 @@ class LayerRecord(NamedTuple):
     kept: Array
 
 
-def new_records(weights: list[list[DirectionWeights]], y: Array) -> list[LayerRecord]:
-    """Return empty records for a call with the output `y`, which becomes the h of the last layer."""
+def new_records(weights: list[list[DirectionWeights]], y: Array, layout: SequenceLayout) -> list[LayerRecord]:
+    """Return empty records for a call with the output `y`, which becomes the h of the last layer.
+
+    Past the end of a row they are zero.
+    """
     records = []
+    new = np.empty if layout.batch_sizes is None or layout.packed else np.zeros
     for layer in weights:
         first = layer[0]
         units = first.unit_blocks * lanes(first.dtype.itemsize)
-        kept = np.zeros((*y.shape[:-1], len(layer), first.kept_slots, units), first.dtype)
-        records.append(LayerRecord(y if layer is weights[-1] else np.zeros(y.shape, first.dtype), kept))
+        kept = new((*y.shape[:-1], len(layer), first.kept_slots, units), first.dtype)
+        records.append(LayerRecord(y if layer is weights[-1] else new(y.shape, first.dtype), kept))
     return records
 
 

@@ -19,7 +19,7 @@ from nblstm.kernels.job import BACKWARD_JOB, ROWS, UNITS, backward_job_at
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
 from nblstm.kernels.policy import function, inlined, worker
 from nblstm.kernels.recurrence import fetch_rows
-from nblstm.kernels.schedule import alive_rows, copy_numbers, entry_of, share, step_of
+from nblstm.kernels.schedule import add_numbers, alive_rows, copy_numbers, entry_of, share, step_of
 from nblstm.kernels.simd import array_at, lanes_of
 
 _JOB_SIZE = BACKWARD_JOB.itemsize
@@ -54,7 +54,7 @@ def _write_rows(job, source, target, columns, first_row, last_row, first, last):
 def _gradients_at(job, part, t, like):
     """Return the address of the gradients of a slice's first row at step t."""
     start = entry_of(job.gradient_starts, part * job.steps + t)
-    return job.gradients + start * job.slots * _padded(job, like) * like.itemsize
+    return job.gradients + start * job.gradients_stride * like.itemsize
 
 
 @function
@@ -63,46 +63,54 @@ def _padded(job, like):
 
 
 @inlined
-def _through_step(job, s, part, first_row, last_row, first_panel, last_panel, products, dh, zeros):
-    """Set columns of dh to the gradient of h before step number s, from the gates' gradients of that step."""
-    width, t = panel_width(products), step_of(job, s)
-    rows = alive_rows(job, t, part, first_row, last_row) - first_row
-    size, padded = job.slots * _padded(job, products), _padded(job, products)
-    terms = job.recurrent_slots * padded
-    source = array_at(_gradients_at(job, part, t, products), 1, products)
-    gradients = Rows(source, job.recurrent_slot * padded, size)
-    if job.split == UNITS:
-        fetch_rows(gradients, rows, terms)
-    sums = Panels(products, -first_panel * rows * width, rows * width, width)
-    past = Panels(zeros, _ZERO, _ZERO, _ZERO)
-    weights = array_at(job.recurrent_weights, 1, products)
-    multiply_add(rows, terms, gradients, weights, first_panel, last_panel, past, sums, s % 2 == 1)
-    passes = job.recurrent_slot != 0
-    for panel in range(first_panel, last_panel):
-        count = min(width, job.outputs - panel * width)
-        for row in range(rows):
-            source_start = sums.start + panel * sums.stride + row * width
-            into = dh.start + (first_row + row) * dh.stride + panel * width
-            if passes:
-                for i in range(count):
-                    dh.array[into + i] += products[source_start + i]
-            else:
-                copy_numbers(products, source_start, dh.array, into, count)
+def _take_output(job, s, part, first_row, last_row, first, last, dh):
+    """Begin the gradient of h of step number s, in columns [first, last) of dh, with that of the output.
+
+    Where a row has been through the step after, what stands there is that step's, unless part of it passes on from h to
+    h; the product with the gates' gradients comes next. In the reverse direction some of these rows begin with that
+    step, and have no output here.
+    """
+    t, item = step_of(job, s), dh.array.itemsize
+    rows = alive_rows(job, t, part, first_row, last_row)
+    used = first_row
+    if s + 1 < job.last_step and job.recurrent_slot == 0:
+        used = alive_rows(job, step_of(job, s + 1), part, first_row, last_row)
+    start = entry_of(job.starts, t) * job.dy_step
+    for row in range(first_row, max(rows, used)):
+        into = dh.start + row * dh.stride + first
+        if job.dy == 0 or row >= rows:
+            for i in range(last - first if row < used else _ZERO):
+                dh.array[into + i] = 0
+            continue
+        dy = array_at(job.dy + (start + entry_of(job.x_rows, row) * job.dy_row) * item, last, dh.array)
+        if row < used:
+            copy_numbers(dy, first, dh.array, into, last - first)
+        else:
+            add_numbers(dy, first, dh.array, into, last - first)
 
 
 @inlined
-def _add_output(job, s, part, first_row, last_row, first, last, dh):
-    """Add the gradient of the output of step number s to columns [first, last) of dh."""
-    if job.dy == 0:
-        return
-    t, item = step_of(job, s), dh.array.itemsize
-    start = entry_of(job.starts, t) * job.dy_step
-    for row in range(first_row, alive_rows(job, t, part, first_row, last_row)):
-        address = job.dy + (start + entry_of(job.x_rows, row) * job.dy_row) * item
-        dy = array_at(address, last, dh.array)
-        into = dh.start + row * dh.stride
-        for i in range(first, last):
-            dh.array[into + i] += dy[i]
+def _through_step(job, s, part, first_row, last_row, first_panel, last_panel, dh):
+    """Add what comes from the gates' gradients of step number s to panels of dh, the gradient of h before it."""
+    t = step_of(job, s)
+    rows = alive_rows(job, t, part, first_row, last_row) - first_row
+    terms = job.recurrent_slots * _padded(job, dh.array)
+    source = array_at(_gradients_at(job, part, t, dh.array), 1, dh.array)
+    gradients = Rows(source, job.recurrent_slot * _padded(job, dh.array), job.gradients_stride)
+    if job.split == UNITS:
+        fetch_rows(gradients, rows, terms)
+    sums = Panels(dh.array, dh.start + first_row * dh.stride, panel_width(dh.array), dh.stride)
+    weights = array_at(job.recurrent_weights, 1, dh.array)
+    multiply_add(rows, terms, gradients, weights, first_panel, last_panel, sums, sums, s % 2 == 1)
+
+
+@function
+def _clear_used(job, s, part, first_row, last_row, first, last, dh):
+    """Set columns [first, last) of dh to zero where step number s used it up."""
+    if job.recurrent_slot == 0:
+        for row in range(first_row, alive_rows(job, step_of(job, s), part, first_row, last_row)):
+            for i in range(first, last):
+                dh.array[dh.start + row * dh.stride + i] = 0
 
 
 @function
@@ -144,7 +152,7 @@ def _through_cell(job, s, part, first_row, last_row, first_block, last_block, d_
     for row in range(first_row, rows):
         kept_at = job.kept + (start + entry_of(job.x_rows, row) * job.kept_row) * item
         kept = array_at(kept_at, job.kept_slots * padded, dc.array)
-        gradients_at = gradients_start + (row - first_row) * job.slots * padded * item
+        gradients_at = gradients_start + (row - first_row) * job.gradients_stride * item
         gradients = array_at(gradients_at, job.slots * padded, dc.array)
         before = h_before
         if job.needs_before != 0:
@@ -155,17 +163,17 @@ def _through_cell(job, s, part, first_row, last_row, first_block, last_block, d_
 
 
 @inlined
-def _through_projection(job, s, part, first_row, last_row, first_panel, last_panel, products, dh, dm, zeros):
+def _through_projection(job, s, part, first_row, last_row, first_panel, last_panel, dh, dm):
     """Set panels of dm to W_hr^T dh at step number s."""
-    width, t = panel_width(products), step_of(job, s)
+    width, t = panel_width(dh.array), step_of(job, s)
     rows = alive_rows(job, t, part, first_row, last_row) - first_row
     own = Rows(dh.array, dh.start + first_row * dh.stride, dh.stride)
     if job.split == UNITS:
         fetch_rows(own, rows, job.outputs)
     sums = Panels(dm.array, dm.start + first_row * dm.stride, width, dm.stride)
-    past = Panels(zeros, _ZERO, _ZERO, _ZERO)
-    weights = array_at(job.projection_weights, 1, products)
-    multiply_add(rows, job.outputs, own, weights, first_panel, last_panel, past, sums, s % 2 == 1)
+    nothing = Panels(array_at(job.zeros, 1, dh.array), _ZERO, _ZERO, _ZERO)
+    weights = array_at(job.projection_weights, 1, dh.array)
+    multiply_add(rows, job.outputs, own, weights, first_panel, last_panel, nothing, sums, s % 2 == 1)
 
 
 @inlined
@@ -174,7 +182,7 @@ def _record_projected(job, s, part, first_row, last_row, first, last, dh):
     t = step_of(job, s)
     start = entry_of(job.gradient_starts, part * job.steps + t)
     for row in range(first_row, alive_rows(job, t, part, first_row, last_row)):
-        address = job.d_projected + (start + row - first_row) * job.outputs * dh.array.itemsize
+        address = job.d_projected + (start + row - first_row) * job.projected_stride * dh.array.itemsize
         into = array_at(address, last, dh.array)
         copy_numbers(dh.array, dh.start + row * dh.stride + first, into, first, last - first)
 
@@ -194,7 +202,6 @@ def _backward_slice(first_job, piece, step, like):
     dh = Rows(array_at(job.workspace + job.dh * item, job.rows * job.h_stride, like), _ZERO, job.h_stride)
     dc = Rows(array_at(job.workspace + job.dc * item, job.rows * job.c_stride, like), _ZERO, job.c_stride)
     dm = Rows(array_at(job.workspace + job.dm * item, job.rows * job.c_stride, like), _ZERO, job.c_stride)
-    products = array_at(job.workspace + (job.products + part * job.products_size) * item, job.products_size, like)
     h_before = array_at(job.workspace + (job.h_before + part * job.c_stride) * item, job.c_stride, like)
     row_part, row_parts, unit_part, unit_parts = _ZERO, _ONE, part, parts
     first_stage, last_stage = step, step + 1
@@ -209,7 +216,8 @@ def _backward_slice(first_job, piece, step, like):
     first_panel, last_panel = first_group, last_group
     if projects:
         first_panel, last_panel = share((job.outputs + width - 1) // width, unit_part, unit_parts)
-    first, last = first_panel * width, min(last_panel * width, job.outputs)
+    first = min(first_panel * width, job.outputs)  # a slice may have no panels at all
+    last = min(last_panel * width, job.outputs)
     halves = 2 if projects else 1
     for stage in range(first_stage, last_stage):
         if stage == 0:
@@ -217,30 +225,29 @@ def _backward_slice(first_job, piece, step, like):
             _set_rows(job, job.d_h, job.outputs, begin_first, begin_last, dh)
             if job.d_c != 0:
                 _set_rows(job, job.d_c, job.units, begin_first, begin_last, dc)
-        else:
-            done = (stage - 1) // halves  # steps that have ended or end now
-            s = job.steps - 1 - done
-            if (stage - 1) % halves == 0:
-                if done > 0:
-                    _through_step(
-                        job, s + 1, row_part, first_row, last_row, first_panel, last_panel, products, dh, zeros
-                    )
-                if s >= 0:
-                    _add_output(job, s, row_part, first_row, last_row, first, last, dh)
-                    if projects:
-                        _record_projected(job, s, row_part, first_row, last_row, first, last, dh)
-                else:
-                    _write_rows(job, dh, job.d_h, job.outputs, first_row, last_row, first, last)
-                    if job.d_c != 0:
-                        lower, upper = first_block * lanes, min(last_block * lanes, job.units)
-                        _write_rows(job, dc, job.d_c, job.units, first_row, last_row, lower, upper)
-            if s >= 0 and (stage - 1) % halves == halves - 1:
+            continue
+        done = (stage - 1) // halves  # steps that have ended or end now
+        s = job.last_step - 1 - done
+        if (stage - 1) % halves == 0:
+            if s >= job.first_step:
+                _take_output(job, s, row_part, first_row, last_row, first, last, dh)
+            else:
+                _clear_used(job, s + 1, row_part, first_row, last_row, first, last, dh)
+            if done > 0:
+                _through_step(job, s + 1, row_part, first_row, last_row, first_panel, last_panel, dh)
+            if s >= job.first_step:
                 if projects:
-                    _through_projection(
-                        job, s, row_part, first_row, last_row, first_group, last_group, products, dh, dm, zeros
-                    )
-                hidden = dm if projects else dh
-                _through_cell(job, s, row_part, first_row, last_row, first_block, last_block, hidden, dc, h_before)
+                    _record_projected(job, s, row_part, first_row, last_row, first, last, dh)
+            else:
+                _write_rows(job, dh, job.d_h, job.outputs, first_row, last_row, first, last)
+                if job.d_c != 0:
+                    lower, upper = first_block * lanes, min(last_block * lanes, job.units)
+                    _write_rows(job, dc, job.d_c, job.units, first_row, last_row, lower, upper)
+        if s >= job.first_step and (stage - 1) % halves == halves - 1:
+            if projects:
+                _through_projection(job, s, row_part, first_row, last_row, first_group, last_group, dh, dm)
+            hidden = dm if projects else dh
+            _through_cell(job, s, row_part, first_row, last_row, first_block, last_block, hidden, dc, h_before)
 
 
 @worker

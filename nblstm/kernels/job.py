@@ -95,6 +95,8 @@ BACKWARD_FIELDS = (
     "stages",
     "recurrent_weights",  # panels of P outputs and G' * padded units terms: those slots that h went into
     "projection_weights",  # panels of H outputs and P terms; 0: no projection
+    "first_step",  # of a call: by their number in the order in which the network went through them
+    "last_step",
     "needs_before",  # whether the cell wants c, or h, of the step before
     "zeros",  # address of a panel's width of zeros
     "recurrent_slot",  # the first of those slots
@@ -103,8 +105,6 @@ BACKWARD_FIELDS = (
     "kept_slots",
     # Workspace: where each buffer begins, in elements.
     "h_before",  # (parts, c_stride)
-    "products",  # by part: the products of a step
-    "products_size",
     "dh",  # (B, h_stride): gradient of h, from one step to the one before
     "h_stride",
     "dm",  # (B, c_stride): of h before the projection
@@ -130,34 +130,62 @@ BACKWARD_FIELDS = (
     "c_0",  # (B, H), 0: zeros
     "d_h",  # (B, P) and (B, H): gradients of the last states at first, of the first states in the end
     "d_c",  # 0: no cell state
-    "gradients",  # (N, slots * padded units): of the gates' sums
+    "gradients",  # of the gates' sums, (N, slots * padded units) with gradients_stride from one row to the next
+    "gradients_stride",
     "gradient_starts",  # (parts over rows, T): where a slice's rows of a step begin
     "d_projected",  # (N, P): gradient of h at its step, where there is a projection
+    "projected_stride",
 )
 BACKWARD_JOB = np.dtype([(name, np.int64) for name in BACKWARD_FIELDS])
 
 
-# One product of nblstm.kernels.products.
+# The product of nblstm.kernels.products.
 PRODUCT_FIELDS = (
     "rows",  # N
-    "terms",  # of G: slots * padded units
-    "columns",  # of dx, or of what G is multiplied with for dW
+    "terms",  # of a row of gradients
+    "columns",  # of dx
     "parts",
     "zeros",  # address of a panel's width of zeros
-    "workspace",
-    # For dx.
-    "weights",  # panels of W_ih
-    "gradients",  # G, and the elements from one row of it to the next
+    "workspace",  # by part: (panels, ROWS_AT_ONCE, width)
+    "weights",  # panels
+    "gradients",  # and the elements from one row to the next
     "gradients_stride",
-    "dx_rows",  # (N,) addresses of the rows of dx, in the order of those of G
+    "dx_rows",  # (N,) addresses of the rows of dx, in the order of the gradients
     "adds",  # whether to add to dx
-    # For dW.
-    "gradient_rows",  # (N,) addresses of the rows of G
-    "source_rows",  # (N,) addresses of the rows of what it is multiplied with
-    "source_item",  # elements from one column of those to the next
-    "products",  # (panels of terms, columns + 1, width)
 )
 PRODUCT_JOB = np.dtype([(name, np.int64) for name in PRODUCT_FIELDS])
+
+
+# The sums of nblstm.kernels.weight_gradients.
+GRADIENT_FIELDS = (
+    "rows",  # N
+    "parts",
+    "begins",  # whether the sums begin at zero
+    "inputs",  # columns of x
+    "ones",  # whether there is a column of ones
+    "outputs",  # columns of h
+    "x_rows",  # (N,) addresses; x_item elements from one column to the next
+    "x_item",
+    "recompute",  # x is h before the projection, to be made of what was kept at these addresses
+    "kept_size",  # of a slot there
+    "h_rows",  # (N,) addresses
+    "gradient_rows",  # (N,) addresses: slots of slot_size numbers, of which `units` are used
+    "slots",
+    "slot_size",
+    "units",
+    "apart",  # the first slot belongs to x alone, the last one to h alone
+    # Workspace.
+    "columns",  # (blocks of rows, columns, ROWS_STRIDE)
+    "hidden",  # by part: (TRANSPOSED_ROWS, kept_size), where h is made anew
+    "packed",  # by part: (ROWS_AT_ONCE, width)
+    "sums",  # (panels, columns, width); kept from call to call
+    # Results, contiguous: (gates * units, I), (gates * units, P), and (gates * units,) twice.
+    "w_ih",
+    "w_hh",
+    "b_ih",
+    "b_hh",
+)
+GRADIENT_JOB = np.dtype([(name, np.int64) for name in GRADIENT_FIELDS])
 
 
 def _record_at(dtype: np.dtype[Any]) -> Any:
@@ -174,4 +202,5 @@ def _record_at(dtype: np.dtype[Any]) -> Any:
     return record_at
 
 
-job_at, backward_job_at, product_job_at = _record_at(JOB), _record_at(BACKWARD_JOB), _record_at(PRODUCT_JOB)
+job_at, backward_job_at = _record_at(JOB), _record_at(BACKWARD_JOB)
+product_job_at, gradient_job_at = _record_at(PRODUCT_JOB), _record_at(GRADIENT_JOB)

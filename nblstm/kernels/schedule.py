@@ -57,6 +57,17 @@ def copy_numbers(source, source_start, target, target_start, count):
 
 
 @function
+def add_numbers(source, source_start, target, target_start, count):
+    """Add `count` numbers of one contiguous 1-D array to those of another; they do not overlap."""
+    lanes = lanes_of(source)
+    whole = count - count % lanes
+    for i in range(0, whole, lanes):
+        store(target, target_start + i, load(target, target_start + i) + load(source, source_start + i))
+    for i in range(whole, count):
+        target[target_start + i] += source[source_start + i]
+
+
+@function
 def share(count, part, parts):
     """Return the range of `count` things that is the share of one of `parts`; the first ones have one more."""
     size, more = count // parts, count % parts

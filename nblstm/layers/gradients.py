@@ -32,7 +32,7 @@ def run_taped(
     dropout: Dropout | None = None,
 ) -> tuple[tuple[Array, ...], Tape]:
     """Run a call, which writes to its y; return the last states, (L*D, B, size) each, and what it left."""
-    records = new_records(packed, call.y)
+    records = new_records(packed, call.y, call.layout)
     initial = [None if state is None else np.array(state, order="C") for state in call.states]
     states = run_layers(packed, call.x, call.layout, initial, call.y, dropout, records)
     return states, Tape(packed, packed_backward, call.x, call.layout, initial, records, dropout)
@@ -67,11 +67,12 @@ class _WayBack:
     def _run(self, dy: Array | None, d_states: list[Array]) -> Gradients:
         """Return all gradients; the arguments are those of `run_backward`."""
         call = self._call
-        dx = np.zeros(call.x.shape, self._dtype) if self._input else None
         if call.layout.batch == 0:
             named = {name: np.zeros_like(array) for name, array in self._parameters.items()}
+            dx = np.empty(call.x.shape, self._dtype) if self._input else None
         else:
-            named = self._named(run_backward(self._tape, dy, d_states, dx))
+            gradients, dx = run_backward(self._tape, dy, d_states, self._input)
+            named = self._named(gradients)
         states = [self._shaped_state(state) for state in d_states]
         hx = (states[0], states[1]) if len(states) > 1 else states[0]
         return Gradients(None if dx is None else self._shaped_input(dx), hx, named)

@@ -207,8 +207,8 @@ class RecurrentLayer(Layer):
         call = self._prepare(weights.dtype, x, hx, lengths, None)
         packed, back = weights.packed(self._pack), weights.packed(self._pack_backward)
         states, tape = run_taped(call, packed, back, self._dropout_of_call(dropout_call))
-        # The user may write to the output; what the way back reads is not the user's.
-        output = call.shaped(call.y.copy())
+        call.y.flags.writeable = False  # the way back reads it
+        output = call.shaped(call.y)
         backward = Backward(type(self).__name__, call, tape, states, weights.parameters, self._suffixes(), input)
         return output, states if call.batched else tuple(state[:, 0] for state in states), backward
 
@@ -233,7 +233,7 @@ class RecurrentLayer(Layer):
         weights = self._weights
         call = self._prepare(weights.dtype, x, hx, lengths, None)
         dropout, packed = self._dropout_of_call(dropout_call), weights.packed(self._pack)
-        records = new_records(packed, call.y)
+        records = new_records(packed, call.y, call.layout)
         run_layers(packed, call.x, call.layout, call.states, call.y, dropout, records)
         return tuple(self._named(call, record, d) for record in records for d in range(self._directions))
 
