@@ -147,6 +147,12 @@ def magnitude(typing_context: Any, x: Any) -> Any:
 
 
 @intrinsic
+def square_root(typing_context: Any, x: Any) -> Any:
+    """The square root, correctly rounded; NaN below zero."""
+    return _elementwise((x,), lambda builder, x: llvm_call(builder, "llvm.sqrt", x))
+
+
+@intrinsic
 def with_sign_of(typing_context: Any, x: Any, sign: Any) -> Any:
     """|x| with the sign of `sign`."""
     return _elementwise((x, sign), lambda builder, x, sign: llvm_call(builder, "llvm.copysign", x, sign))
