@@ -175,6 +175,25 @@ def where_negative(typing_context: Any, x: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def squares(typing_context: Any, x: Any) -> Any:
+    """x * x in float64, as one vector of float64: of float32, neighbouring halves of x are added."""
+    if not isinstance(x, Vector):
+        return None
+    single, count = x.dtype == types.float32, x.lanes // 2
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        if not single:
+            return builder.fmul(args[0], args[0])
+        wide = llvm_vector(types.float64)
+        undefined = ir.Constant(args[0].type, ir.Undefined)
+        masks = (ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(n, n + count))) for n in (0, count))
+        low, high = (builder.fpext(builder.shuffle_vector(args[0], undefined, mask), wide) for mask in masks)
+        return llvm_fma(builder, high, high, builder.fmul(low, low))
+
+    return Vector(types.float64)(x), codegen
+
+
+@intrinsic
 def power_of_two(typing_context: Any, n: Any) -> Any:
     """2**n for whole n among the exponents of normal numbers (float32: -126 .. 127, float64: -1022 .. 1023)."""
 

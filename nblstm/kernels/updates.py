@@ -9,8 +9,9 @@ with the gradient g, sign -1 to go uphill and the weight decay w that adds to th
     Adam    m = m + (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g g,  largest = max(largest, v)
             p' = shrink p - step_size m / (sqrt(v or largest) / root + eps)
 
-p' goes to an array of its own, because the old parameters may still be read; b, m, v and largest change in place. Each
-slice does its share of every array, and a number does not depend on its neighbours: any split gives the same bits.
+All is torch's to the bit but the square root, which may be a unit in the last place off there and is rounded correctly
+here. p' goes to an array of its own, because the old parameters may still be read; b, m, v and largest change in place.
+Each slice does its share of every array, and a number does not depend on its neighbours: any split gives the same bits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from nblstm.kernels.job import reader_of
 from nblstm.kernels.policy import LINE, function, inlined, worker
 from nblstm.kernels.schedule import copy_numbers, share
-from nblstm.kernels.simd import array_at, fma, lanes_of, larger, load, square_root, store
+from nblstm.kernels.simd import array_at, fma, lanes_of, larger, load, square_root, squares, store
 
 # Shares end at whole blocks: no two slices write to one cache line, and sums have the same chains for every split.
 BLOCK = 4096
@@ -171,7 +172,7 @@ def _put_back(vector, address, start, count):
 def _sgd_slice(address, piece, like):
     """Do a share of each array."""
     job = _job_at(address)
-    scratch = job.scratch + piece * _VECTORS * LINE
+    scratch = job.scratch + piece * SCRATCH
     for index in range(job.count):
         update = _sgd_at(job.records + index * _SGD_SIZE)
         begin, whole, end = _piece(update.count, piece, job.parts, lanes_of(like))
@@ -192,7 +193,7 @@ def _sgd_slice(address, piece, like):
 def _adam_slice(address, piece, like):
     """Do a share of each array."""
     job = _job_at(address)
-    scratch = job.scratch + piece * _VECTORS * LINE
+    scratch = job.scratch + piece * SCRATCH
     for index in range(job.count):
         update = _adam_at(job.records + index * _ADAM_SIZE)
         begin, whole, end = _piece(update.count, piece, job.parts, lanes_of(like))
@@ -247,6 +248,27 @@ def _sum_of(array, begin, end, kind, power, scale):
 
 
 @function
+def _squares_of(array, begin, end, scratch):
+    """Return the sum of the squares of a block, in four chains of vectors."""
+    lanes = lanes_of(array)
+    step = 4 * lanes
+    whole = begin + (end - begin) // step * step
+    total = 0.0
+    if whole > begin:
+        a, b = squares(load(array, begin)), squares(load(array, begin + lanes))
+        c, d = squares(load(array, begin + 2 * lanes)), squares(load(array, begin + 3 * lanes))
+        for i in range(begin + step, whole, step):
+            a = a + squares(load(array, i))
+            b = b + squares(load(array, i + lanes))
+            c = c + squares(load(array, i + 2 * lanes))
+            d = d + squares(load(array, i + 3 * lanes))
+        store(scratch, 0, (a + b) + (c + d))
+        for i in range(lanes_of(scratch)):
+            total += scratch[i]
+    return total + _sum_of(array, whole, end, SQUARE, 2.0, 1.0)
+
+
+@function
 def _end_of(array, begin, end, sign):
     """Return the largest |x| of a block, or the smallest for sign -1; NaN if there is one."""
     found = sign * abs(np.float64(array[begin]))
@@ -260,6 +282,7 @@ def _end_of(array, begin, end, sign):
 def _sum_slice(address, piece, like):
     """Do a share of the blocks of each array."""
     job = _job_at(address)
+    scratch = array_at(job.scratch + piece * SCRATCH, lanes_of(np.float64(0)), np.float64(0))
     for index in range(job.count):
         record = _sum_at(job.records + index * _SUM_SIZE)
         count, kind, power, scale = record.count, record.kind, record.power, record.scale
@@ -269,7 +292,7 @@ def _sum_slice(address, piece, like):
         for block in range(first, last):
             begin, end = block * BLOCK, min((block + 1) * BLOCK, count)
             if kind == SQUARE:
-                sums[block] = _sum_of(array, begin, end, SQUARE, power, scale)
+                sums[block] = _squares_of(array, begin, end, scratch)
             elif kind == LARGEST:
                 sums[block] = _end_of(array, begin, end, 1.0)
             elif kind == SMALLEST:

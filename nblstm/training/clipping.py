@@ -13,7 +13,7 @@ from nblstm.errors import message
 from nblstm.kernels import updates
 from nblstm.training.gradient_entries import entries_of, named_arrays
 
-_WORKERS = {"float32": updates.sum_float32, "float64": updates.sum_float64}
+_WORKERS = {np.dtype(np.float32): updates.sum_float32, np.dtype(np.float64): updates.sum_float64}
 _KINDS = {0.0: updates.NONZERO, 1.0: updates.ABSOLUTE, 2.0: updates.SQUARE, math.inf: updates.LARGEST}
 _SMALL, _LARGE = 1e-280, math.inf  # between them no term that counts was lost to underflow
 
@@ -64,7 +64,7 @@ def clip_grad_norm(gradients: Any, max_norm: float, norm_type: float = 2.0, erro
     limit = _limit("clip_grad_norm max_norm", max_norm)
     power = _power(norm_type)
     arrays = _arrays("clip_grad_norm gradients", gradients)
-    total = _norms([np.array(_norms(arrays, power))], power)[0] if arrays else 0.0
+    total = _norm_of_norms(np.array(_norms(arrays, power)), power) if arrays else 0.0
     if error_if_nonfinite and not math.isfinite(total):
         hint = (
             "To disable this error and scale the gradients by the non-finite norm anyway, set error_if_nonfinite=False"
@@ -139,7 +139,7 @@ def _arrays(argument: str, gradients: Any) -> list[Array]:
             where = f"{argument}[{index}][{name!r}]"
             if not isinstance(array, np.ndarray):
                 raise TypeError(message(where, "a NumPy array", type(array).__name__, because="it changes in place"))
-            if str(array.dtype) not in _WORKERS:
+            if array.dtype not in _WORKERS:
                 raise ValueError(message(where, "dtype float32 or float64", f"dtype {array.dtype}"))
             if not array.flags.writeable:
                 raise ValueError(message(where, "a writeable array", "a read-only one"))
@@ -167,6 +167,14 @@ def _norms(arrays: list[Array], power: float) -> list[float]:
     return [scale * _root(total, power) for scale, total in zip(scales, totals, strict=True)]
 
 
+def _norm_of_norms(norms: Array, power: float) -> float:
+    """Return the norm of the arrays' norms; as in torch that of power 0 is how many of them are not 0."""
+    end = float(norms.max() if power > 0 else norms.min())
+    scale = end if 0 < end < math.inf and power != 0 else 1.0  # of a count there is none
+    with np.errstate(all="ignore"):
+        return float(np.linalg.norm(norms / scale, power)) * scale
+
+
 def _root(total: float, power: float) -> float:
     if power in (0.0, 1.0):
         return total
@@ -190,10 +198,10 @@ def _by_block(arrays: list[Array], kind: int, power: float, scales: list[float])
     """Return what the kernel makes of each block of the arrays."""
     kept = [np.ascontiguousarray(array) for array in arrays]
     found = [np.empty(-(-array.size // updates.BLOCK)) for array in arrays]
-    records: dict[str, list[tuple[Any, ...]]] = {}
+    records: dict[np.dtype[Any], list[tuple[Any, ...]]] = {}
     for array, blocks, scale in zip(kept, found, scales, strict=True):
         record = array.size, address_of(array), address_of(blocks), kind, power, scale
-        records.setdefault(str(array.dtype), []).append(record)
+        records.setdefault(array.dtype, []).append(record)
     for dtype, rows in records.items():
         table = np.array(rows, updates.SUM)
         run_over_arrays(_WORKERS[dtype], table, int(table["count"].sum()))

@@ -33,7 +33,8 @@ class Update(NamedTuple):
 
     def addresses(self) -> tuple[int, int, int, int]:
         """Return the first fields of the kernel's record."""
-        return self.parameter.size, address_of(self.parameter), address_of(self.gradient), address_of(self.result)
+        parameter = self.parameter.ctypes.data  # half the time of `address_of` for an array that is read-only
+        return self.parameter.size, parameter, address_of(self.gradient), address_of(self.result)
 
 
 class Owner(NamedTuple):
