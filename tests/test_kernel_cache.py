@@ -59,10 +59,12 @@ def test_the_way_back_is_cached_too(tmp_path):
     prelude = """
 import numpy as np
 import nblstm
-from nblstm.kernels import backprop, products, weight_gradients
+from nblstm.kernels.backprop import backward_float32
+from nblstm.kernels.products import rows_float32
+from nblstm.kernels.weight_gradients import weight_gradients_float32
 (output, _), backward = nblstm.LSTM(3, 4, seed=0).vjp(np.ones((5, 2, 3), np.float32))
 backward(output)
-print(backprop.backward_float32.cache_hits, products.rows_float32.cache_hits, weight_gradients.weight_gradients_float32.cache_hits)
+print(*(worker.cache_hits for worker in (backward_float32, rows_float32, weight_gradients_float32)))
 """
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(PACKAGE.parent)}
     for expected in ("0 0 0", "1 1 1"):

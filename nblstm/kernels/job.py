@@ -188,7 +188,9 @@ GRADIENT_FIELDS = (
 GRADIENT_JOB = np.dtype([(name, np.int64) for name in GRADIENT_FIELDS])
 
 
-def _record_at(dtype: np.dtype[Any]) -> Any:
+def reader_of(dtype: np.dtype[Any]) -> Any:
+    """Return the function of compiled code that gives the record of `dtype` at an address."""
+
     @intrinsic
     def record_at(typing_context: Any, address: Any) -> Any:
         """The record at `address`."""
@@ -202,5 +204,5 @@ def _record_at(dtype: np.dtype[Any]) -> Any:
     return record_at
 
 
-job_at, backward_job_at = _record_at(JOB), _record_at(BACKWARD_JOB)
-product_job_at, gradient_job_at = _record_at(PRODUCT_JOB), _record_at(GRADIENT_JOB)
+job_at, backward_job_at = reader_of(JOB), reader_of(BACKWARD_JOB)
+product_job_at, gradient_job_at = reader_of(PRODUCT_JOB), reader_of(GRADIENT_JOB)

@@ -140,6 +140,12 @@ def magnitude(typing_context: Any, x: Any) -> Any:
     return _elementwise((x,), lambda builder, x: llvm_call(builder, "llvm.fabs", x))
 
 
+@intrinsic
+def square_root(typing_context: Any, x: Any) -> Any:
+    """The square root, correctly rounded; NaN below zero."""
+    return _elementwise((x,), lambda builder, x: llvm_call(builder, "llvm.sqrt", x))
+
+
 def _as_integers(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return builder.bitcast(x, ir.VectorType(ir.IntType(32 if x.type.element == ir.FloatType() else 64), x.type.count))
 
@@ -170,6 +176,25 @@ def where_negative(typing_context: Any, x: Any, a: Any, b: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", x, ir.Constant(x.type, [0.0] * x.type.count)), a, b)
 
     return _elementwise((x, a, b), emit)
+
+
+@intrinsic
+def squares(typing_context: Any, x: Any) -> Any:
+    """x * x in float64, as one vector of float64: of float32, neighbouring halves of x are added."""
+    if not isinstance(x, Vector):
+        return None
+    single, count = x.dtype == types.float32, x.lanes // 2
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        if not single:
+            return builder.fmul(args[0], args[0])
+        wide = llvm_vector(types.float64)
+        undefined = ir.Constant(args[0].type, ir.Undefined)
+        masks = (ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(n, n + count))) for n in (0, count))
+        low, high = (builder.fpext(builder.shuffle_vector(args[0], undefined, mask), wide) for mask in masks)
+        return llvm_fma(builder, high, high, builder.fmul(low, low))
+
+    return Vector(types.float64)(x), codegen
 
 
 @intrinsic

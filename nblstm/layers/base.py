@@ -31,6 +31,11 @@ def _after_fork_in_child() -> None:
     _update = threading.RLock()  # a thread that held it is gone
 
 
+def update_lock() -> threading.RLock:
+    """Return the lock that all changes of weights wait for: hold it from reading a version to `Layer._take_over`."""
+    return _update
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
@@ -75,7 +80,7 @@ class Layer:
     """A layer with named parameters, in torch's names, shapes and order.
 
     Parameters are attributes (``layer.weight_ih_l0``): read-only arrays. They change as a whole, through
-    `load_state_dict`, `set_parameters` and `to`.
+    `load_state_dict`, `set_parameters` and `to`, and by the steps of an optimiser (`nblstm.training`).
     """
 
     training: bool
@@ -165,6 +170,30 @@ class Layer:
             old = self._weights
             self._weights = Weights({**old.parameters, **_copies(arrays, old.dtype)})
 
+    def _take_over(self, old: Weights, arrays: Mapping[str, Array]) -> None:
+        """Start a new version of the weights with `arrays` themselves: the way in for an optimiser, without a copy.
+
+        The arrays were computed from the version `old`. The caller gives them away: they become read-only, and nothing
+        else may write to their memory. Parameters not among them keep theirs.
+
+        What was set since `old` was read would be undone here, and an update can not be computed anew, for its moments
+        have moved on. So a caller holds `update_lock()` from reading `old` until here, and who sets weights meanwhile
+        waits and comes after it. That leaves a signal handler, which runs inside of the thread that holds the lock: its
+        weights stay, and this raises RuntimeError. So it does, with the layer as it was, for other names, shapes and
+        dtypes than those of `old`, and for arrays that are not contiguous or lie in another object's memory.
+        """
+        argument = f"{type(self).__name__} new parameters"
+        for name, array in arrays.items():
+            before = old.parameters.get(name)
+            if before is None or array.shape != before.shape or array.dtype != before.dtype:
+                raise RuntimeError(message(argument, f"the parameters of {self!r}", f"{name}: {_kind(array)}"))
+            if not (array.flags.c_contiguous and array.flags.owndata):
+                raise RuntimeError(message(argument, "contiguous arrays with memory of their own", f"{name}: a view"))
+        with _update:
+            if self._weights is not old:
+                raise RuntimeError(message(argument, "the weights they were computed from", "others, set since then"))
+            self._weights = Weights({**old.parameters, **arrays})
+
     def to(self: Self, dtype: npt.DTypeLike) -> Self:
         """Convert all parameters to float32 or float64 (else TypeError), in place; returns the layer."""
         found = float_dtype(f"{type(self).__name__}.to dtype", dtype)
@@ -218,6 +247,10 @@ def _copies(arrays: Mapping[str, Array], dtype: np.dtype[Any]) -> dict[str, Arra
     """Return the arrays converted; what is too large for float32 becomes inf without a warning, as in torch."""
     with np.errstate(all="ignore"):
         return {name: np.array(array, dtype, order="C") for name, array in arrays.items()}
+
+
+def _kind(array: Array) -> str:
+    return f"{array.dtype} {array.shape}"
 
 
 def _quoted(names: list[str]) -> str:
