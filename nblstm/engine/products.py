@@ -157,26 +157,34 @@ def _sums(
     part: Part, gradient_rows: Array, terms: int, source_rows: Array, source_item: int, columns: int
 ) -> tuple[Array, Array]:
     """Return the sums over all rows of gradient times source, (columns, terms), and of the gradient alone, (terms,)."""
-    dtype = part.weights.dtype
-    width = PANEL_VECTORS * lanes(dtype.itemsize)
-    panels = -(-terms // width)
-    workers = max(1, min(part.workers, panels))
+    gradient_rows, source_rows = np.ascontiguousarray(gradient_rows), np.ascontiguousarray(source_rows)
+    sizes = {"terms": terms, "columns": columns, "source_item": source_item}
+    products = sums_over_rows(gradient_rows, source_rows, sizes, part.weights.dtype, part.workers)
+    by_column = products.swapaxes(0, 1).reshape(columns + 1, -1)
+    return by_column[:columns], by_column[columns]
+
+
+def sums_over_rows(
+    gradient_rows: Array, source_rows: Array, fields: dict[str, int], dtype: np.dtype[Any], workers: int
+) -> Array:
+    """Return the sums over all rows of gradient times source, and of the gradient alone, (panels, columns + 1, width).
+
+    Rows are given by their addresses; `fields` are the others of nblstm.kernels.job for such a sum.
+    """
+    width, columns = PANEL_VECTORS * lanes(dtype.itemsize), fields["columns"]
+    panels = -(-fields["terms"] // width)
+    workers = max(1, min(workers, panels))
     products = aligned_empty(panels * (columns + 1) * width, dtype)
     scratch = aligned_empty(workers * ((columns + 1) * TERMS_STRIDE + TERMS_AT_ONCE * width), dtype)
-    gradient_rows, source_rows = np.ascontiguousarray(gradient_rows), np.ascontiguousarray(source_rows)
-    fields = {
+    own = {
         "rows": len(gradient_rows),
-        "terms": terms,
-        "columns": columns,
         "products": address_of(products),
         "gradient_rows": address_of(gradient_rows),
         "source_rows": address_of(source_rows),
-        "source_item": source_item,
         "workspace": address_of(scratch),
     }
-    _run(sums_float32 if dtype == np.float32 else sums_float64, fields, workers)
-    by_column = products.reshape(panels, columns + 1, width).swapaxes(0, 1).reshape(columns + 1, panels * width)
-    return by_column[:columns], by_column[columns]
+    _run(sums_float32 if dtype == np.float32 else sums_float64, {**fields, **own}, workers)
+    return products.reshape(panels, columns + 1, width)
 
 
 def _run(worker: Worker, fields: dict[str, int], workers: int) -> None:

@@ -1,4 +1,4 @@
-"""Logistic sigmoid and hyperbolic tangent of vectors, accurate to about two units in the last place everywhere.
+"""Logistic sigmoid, hyperbolic tangent and exp of vectors, accurate to about two units in the last place everywhere.
 
 Both rest on exp(x) - 1 for x <= 0, by the classical reduction (W. J. Cody and W. Waite, Software Manual for the
 Elementary Functions, 1980): with n = round(x / ln 2) and r = x - n ln 2, |r| <= ln(2) / 2,
@@ -57,17 +57,23 @@ def _reduce(x):
 
 
 @function
-def sigmoid(x):
-    """Return 1 / (1 + exp(-x)), as exp(x) / (1 + exp(x)) where x < 0, so that small results keep all their digits."""
+def exp_of_negative(x):
+    """Return exp(x) for x <= 0, which underflows gradually; NaN for NaN."""
     if is_single(x):
         smallest = -104.0
     else:
         smallest = -746.0
     # `larger` gives its second argument where either is NaN.
-    n, m = _reduce(larger(smallest, -magnitude(x)))
+    n, m = _reduce(larger(smallest, x))
     # 2^n itself may lie below the normal numbers: scale in two steps, of which the second rounds.
     scale = power_of_two(n + 64.0)
-    e = fma(scale, m, scale) * 2.0**-64
+    return fma(scale, m, scale) * 2.0**-64
+
+
+@function
+def sigmoid(x):
+    """Return 1 / (1 + exp(-x)), as exp(x) / (1 + exp(x)) where x < 0, so that small results keep all their digits."""
+    e = exp_of_negative(-magnitude(x))
     # With q = e / (1 + e) the result is e - e q or 1 - q, in which the errors of q count half at most: 2.4 ulp without.
     whole = where_negative(x, e, 1.0)
     return fma(-whole, e / (1.0 + e), whole)

@@ -156,8 +156,44 @@ PRODUCT_FIELDS = (
     "source_rows",  # (N,) addresses of the rows of what it is multiplied with
     "source_item",  # elements from one column of those to the next
     "products",  # (panels of terms, columns + 1, width)
+    "matrix",  # where to write them once more, without the last column; 0: nowhere
+    "matrix_term",  # elements from one term to the next there, and from one column to the next: one of them is 1
+    "matrix_column",
 )
 PRODUCT_JOB = np.dtype([(name, np.int64) for name in PRODUCT_FIELDS])
+
+
+# The product of a dense layer (nblstm.kernels.dense). Slice number ``r * column_parts + c`` has share r of the rows and
+# share c of the columns.
+DENSE_FIELDS = (
+    "rows",  # N
+    "terms",  # K
+    "columns",  # of y
+    "row_parts",
+    "column_parts",
+    "zeros",  # address of a panel's width of zeros
+    "workspace",  # by slice: a panel's width of products for the rows that are done at once
+    "weights",  # panels of so many columns and terms
+    "bias",  # panels of one term; 0: none
+    "x",  # (N, K)
+    "y",  # (N, columns)
+)
+DENSE_JOB = np.dtype([(name, np.int64) for name in DENSE_FIELDS])
+
+
+# The cross-entropy of rows (nblstm.kernels.losses).
+LOSS_FIELDS = (
+    "rows",  # N
+    "classes",  # C
+    "parts",  # slices of the rows
+    "divisor",  # of the gradient
+    "workspace",  # by slice: `CONSTANTS` vectors
+    "logits",  # (N, C)
+    "targets",  # (N,) int64, below 0: this row is left out
+    "losses",  # (N,) float64
+    "gradient",  # (N, C)
+)
+LOSS_JOB = np.dtype([(name, np.int64) for name in LOSS_FIELDS])
 
 
 def _record_at(dtype: np.dtype[Any]) -> Any:
@@ -175,3 +211,4 @@ def _record_at(dtype: np.dtype[Any]) -> Any:
 
 
 job_at, backward_job_at, product_job_at = _record_at(JOB), _record_at(BACKWARD_JOB), _record_at(PRODUCT_JOB)
+dense_job_at, loss_job_at = _record_at(DENSE_JOB), _record_at(LOSS_JOB)

@@ -13,9 +13,9 @@ import numpy as np
 
 from nblstm.kernels.job import product_job_at
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import inlined, worker
+from nblstm.kernels.policy import function, inlined, worker
 from nblstm.kernels.schedule import copy_numbers, share
-from nblstm.kernels.simd import array_at, lanes_of, load, store
+from nblstm.kernels.simd import array_at, lanes_of, load, store, transpose
 
 ROWS_AT_ONCE = 48
 TERMS_AT_ONCE = 256
@@ -53,6 +53,27 @@ def _rows_slice(address, piece, like):
                     copy_numbers(products, source_start, out, start, count)
 
 
+@function
+def _copy_panel(job, panel, columns, width, products):
+    """Copy the products of a panel of terms, all but the last column, to the matrix; one of its strides is 1."""
+    count, lanes = min(width, job.terms - panel * width), lanes_of(products)
+    start = job.matrix + panel * width * job.matrix_term * products.itemsize
+    matrix = array_at(start, count * job.matrix_term + job.columns * job.matrix_column, products)
+    if job.matrix_term == 1:
+        for k in range(job.columns):
+            copy_numbers(products, (panel * columns + k) * width, matrix, k * job.matrix_column, count)
+    else:
+        for k in range(0, job.columns - lanes + 1, lanes):
+            for i in range(0, count - lanes + 1, lanes):
+                source_start = (panel * columns + k) * width + i
+                transpose(products, source_start, width, matrix, i * job.matrix_term + k, job.matrix_term)
+        # What is left of whole squares, at the right and below.
+        for i in range(count):
+            first = job.columns - job.columns % lanes if i < count - count % lanes else 0
+            for k in range(first, job.columns):
+                matrix[i * job.matrix_term + k] = products[(panel * columns + k) * width + i]
+
+
 @inlined
 def _sums_slice(address, piece, like):
     """Do a share of the panels of dW: products (panel, K + 1, width), the last row for the bias."""
@@ -66,9 +87,7 @@ def _sums_slice(address, piece, like):
     packed = array_at(job.workspace + (piece * size + panel_start) * item, TERMS_AT_ONCE * width, like)
     first, last = share((job.terms + width - 1) // width, piece, job.parts)
     source_rows, gradient_rows = array_at(job.source_rows, 1, np.int64(0)), array_at(job.gradient_rows, 1, np.int64(0))
-    products = array_at(job.products, 1, like)
-    for i in range(first * columns * width, last * columns * width):
-        products[i] = 0
+    products, past = array_at(job.products, 1, like), Panels(zeros, _ZERO, _ZERO, _ZERO)
     for begin in range(0, job.rows, TERMS_AT_ONCE):
         count = min(TERMS_AT_ONCE, job.rows - begin)
         for n in range(count):
@@ -87,7 +106,11 @@ def _sums_slice(address, piece, like):
                 for i in range(0, width, lanes):
                     store(packed, n * width + i, load(source, i))
             own = Panels(products, panel * columns * width, _ZERO, width)
-            multiply_add(columns, count, Rows(scratch, _ZERO, TERMS_STRIDE), packed, _ZERO, 1, own, own, False)
+            earlier = past if begin == 0 else own
+            multiply_add(columns, count, Rows(scratch, _ZERO, TERMS_STRIDE), packed, _ZERO, 1, earlier, own, False)
+    if job.matrix != 0:
+        for panel in range(first, last):
+            _copy_panel(job, panel, columns, width, array_at(job.products, 1, like))
 
 
 @worker
