@@ -21,11 +21,9 @@ from nblstm.engine import plan as planning
 from nblstm.engine.packing import aligned_empty, pack_panels
 from nblstm.engine.products import ZEROS, sums_over_rows
 from nblstm.kernels import team
-from nblstm.kernels.dense import ROWS_AT_ONCE, dense_float32, dense_float64
+from nblstm.kernels.dense import ROWS_AT_ONCE, dense_float32, dense_float64, pack_columns, pack_rows
 from nblstm.kernels.policy import lanes
 from nblstm.kernels.tile import PANEL_VECTORS
-
-_ROWS_TO_PACK = 64
 
 
 class DenseWeights(NamedTuple):
@@ -40,7 +38,10 @@ class DenseWeights(NamedTuple):
 def pack_forward(parameters: Mapping[str, Array]) -> DenseWeights:
     """Pack ``weight`` (O, I) and, where it is there, ``bias`` (O,) for `multiply_rows` of x."""
     weight, bias = parameters["weight"], parameters.get("bias")
-    return DenseWeights(pack_panels(weight), None if bias is None else pack_panels(bias[:, None]), *weight.shape)
+    outputs, inputs = weight.shape
+    packed = aligned_empty(-(-outputs // _width(weight.dtype)) * _width(weight.dtype) * inputs, weight.dtype)
+    pack_rows(outputs, inputs, address_of(weight), packed)
+    return DenseWeights(packed, None if bias is None else pack_panels(bias[:, None]), outputs, inputs)
 
 
 def pack_transposed(parameters: Mapping[str, Array]) -> DenseWeights:
@@ -48,23 +49,15 @@ def pack_transposed(parameters: Mapping[str, Array]) -> DenseWeights:
     weight = parameters["weight"]
     outputs, inputs = weight.shape
     width = _width(weight.dtype)
-    panels = -(-inputs // width)
-    packed = aligned_empty(panels * outputs * width, weight.dtype)
-    by_panel, whole = packed.reshape(panels, outputs, width), inputs // width
-    by_panel[whole:] = 0
-    # A few rows at a time, which the cache holds until the last panel: twice as fast as `pack_panels` of the transpose.
-    for begin in range(0, outputs, _ROWS_TO_PACK):
-        rows = slice(begin, min(begin + _ROWS_TO_PACK, outputs))
-        split = weight[rows, : whole * width].reshape(rows.stop - begin, whole, width)
-        by_panel[:whole, rows] = split.swapaxes(0, 1)
-        by_panel[whole:, rows, : inputs - whole * width] = weight[rows, whole * width :]
+    packed = aligned_empty(-(-inputs // width) * outputs * width, weight.dtype)
+    pack_columns(outputs, inputs, address_of(weight), packed)
     return DenseWeights(packed, None, inputs, outputs)
 
 
 def multiply_rows(x: Array, weights: DenseWeights) -> Array:
     """Return bias + x W^T, (N, outputs) for x (N, terms); x is contiguous and of the weights' dtype."""
     rows, dtype = len(x), x.dtype
-    y = np.empty((rows, weights.outputs), dtype)
+    y = aligned_empty(rows * weights.outputs, dtype).reshape(rows, weights.outputs)
     if rows == 0:
         return y
     row_parts, column_parts = _split(rows, weights.outputs, weights.terms, dtype.itemsize)
@@ -155,8 +148,10 @@ def _rows_with_room(array: Array) -> tuple[Array, Any]:
     """
     rows, columns = array.shape
     past = -columns % _width(array.dtype)
-    count = min(rows, -(-past // columns))
     addresses = _row_addresses(array)
+    if past == 0:
+        return addresses, None
+    count = min(rows, -(-past // columns))
     room = np.zeros(count * columns + past, array.dtype)
     room[: count * columns] = array[rows - count :].reshape(-1)
     addresses[rows - count :] = address_of(room) + np.arange(count) * array.strides[0]

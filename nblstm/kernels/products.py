@@ -14,8 +14,8 @@ import numpy as np
 from nblstm.kernels.job import product_job_at
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
 from nblstm.kernels.policy import function, inlined, worker
-from nblstm.kernels.schedule import copy_numbers, share
-from nblstm.kernels.simd import array_at, lanes_of, load, store, transpose
+from nblstm.kernels.schedule import copy_numbers, copy_transposed, share
+from nblstm.kernels.simd import array_at, lanes_of, load, store
 
 ROWS_AT_ONCE = 48
 TERMS_AT_ONCE = 256
@@ -56,22 +56,15 @@ def _rows_slice(address, piece, like):
 @function
 def _copy_panel(job, panel, columns, width, products):
     """Copy the products of a panel of terms, all but the last column, to the matrix; one of its strides is 1."""
-    count, lanes = min(width, job.terms - panel * width), lanes_of(products)
+    count = min(width, job.terms - panel * width)
     start = job.matrix + panel * width * job.matrix_term * products.itemsize
     matrix = array_at(start, count * job.matrix_term + job.columns * job.matrix_column, products)
     if job.matrix_term == 1:
         for k in range(job.columns):
             copy_numbers(products, (panel * columns + k) * width, matrix, k * job.matrix_column, count)
     else:
-        for k in range(0, job.columns - lanes + 1, lanes):
-            for i in range(0, count - lanes + 1, lanes):
-                source_start = (panel * columns + k) * width + i
-                transpose(products, source_start, width, matrix, i * job.matrix_term + k, job.matrix_term)
-        # What is left of whole squares, at the right and below.
-        for i in range(count):
-            first = job.columns - job.columns % lanes if i < count - count % lanes else 0
-            for k in range(first, job.columns):
-                matrix[i * job.matrix_term + k] = products[(panel * columns + k) * width + i]
+        source_start = panel * columns * width
+        copy_transposed(products, source_start, width, job.columns, count, matrix, _ZERO, job.matrix_term)
 
 
 @inlined
