@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import nblstm
 from nblstm import GRU, LSTM, RNN
 from nblstm.engine import backward as way_back
-from nblstm.engine import plan, products
+from nblstm.engine import plan
 from nblstm.engine.plan import Plan
 
 
@@ -130,7 +130,7 @@ def test_every_split_gives_the_same_bits(kind: str, lengths: Any, monkeypatch: p
     x, hx = random_inputs(layer, 25, 5)
     monkeypatch.setattr(way_back, "ROWS_AT_ONCE", 40)
     monkeypatch.setattr(way_back, "_BYTES_AT_ONCE", 0)
-    monkeypatch.setattr(products, "_MULTIPLY_ADDS_OF_A_THREAD", 1)
+    monkeypatch.setattr(plan, "_LAUNCH", 0)
     with nblstm.num_threads(1):
         (output, states), backward = layer.vjp(x, hx, lengths=lengths)
         asked = gradients_of(output, states, 0)

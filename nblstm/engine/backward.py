@@ -17,7 +17,7 @@ from nblstm.arrays import Array, address_of
 from nblstm.engine import plan as planning
 from nblstm.engine.packing import BackwardWeights, DirectionWeights
 from nblstm.engine.plan import Plan
-from nblstm.engine.products import WeightGradients, multiply_rows
+from nblstm.engine.products import WeightGradients, multiply_to_rows
 from nblstm.engine.rows import RowOrder
 from nblstm.engine.run import Dropout, LayerRecord, SequenceLayout, drop_between
 from nblstm.engine.through_time import TapedLayer, ThroughTime
@@ -189,4 +189,4 @@ class _Direction:
             terms = self._weights.cell.gates * self._weights.padded_units
             panels, columns = self._packed.input_panels, self._weights.inputs
             rows = self._dx_rows[begin:end]
-            multiply_rows(gradients[: end - begin], panels, terms, rows, columns, self._adds, self._usable)
+            multiply_to_rows(gradients[: end - begin], panels, terms, rows, columns, self._adds, self._usable)

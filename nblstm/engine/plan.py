@@ -20,6 +20,7 @@ from typing import NamedTuple
 from nblstm.engine.packing import DirectionWeights
 from nblstm.kernels.job import ROWS, UNITS
 from nblstm.kernels.policy import lanes
+from nblstm.kernels.tile import PANEL_VECTORS
 from nblstm.kernels.tile import ROWS as TILE_ROWS
 
 # Nanoseconds, and per nanosecond.
@@ -111,6 +112,34 @@ def _step_estimate(weights: DirectionWeights, rows: int, blocks: int) -> float:
     read = recurrent * weights.dtype.itemsize / _WEIGHT_BYTES
     recur = max(multiply + _NOT_HIDDEN * read, read)
     return _STEP + recur + 2 * rows * projected / rate + rows * blocks * gates * _VECTOR_OF_GATE
+
+
+def choose_product(
+    rows: int, outputs: int, terms: int, itemsize: int, threads: int, panels_only: bool = False
+) -> tuple[int, int]:
+    """Return into how many parts to split the rows and the panels of a product: (1, 1) where a launch does not pay.
+
+    Every part of the rows reads all weights, every part of the panels all rows, but those are the fewer in most layers.
+    """
+    panels = -(-outputs // (PANEL_VECTORS * lanes(itemsize)))
+    threads = threads_for(product_estimate(rows, outputs, terms, itemsize), threads)
+    if threads == 1:
+        return 1, 1
+    by_rows, by_panels = 1 if panels_only else min(threads, rows), min(threads, panels)
+    split_rows = _rows_at_peak(-(-rows // by_rows)) * panels
+    split_panels = _rows_at_peak(rows) * -(-panels // by_panels)
+    return (by_rows, 1) if split_rows < split_panels else (1, by_panels)
+
+
+def threads_for(alone: float, threads: int) -> int:
+    """Return how many threads of up to `threads` to give to work that takes one so many nanoseconds: all or one."""
+    return threads if _LAUNCH + alone / threads < alone else 1
+
+
+def product_estimate(rows: int, outputs: int, terms: int, itemsize: int) -> float:
+    """Return the estimated time of a product of so many rows and panels of weights on one thread, in nanoseconds."""
+    multiply = 2 * _rows_at_peak(rows) * outputs * terms / (_FLOPS_PER_LANE * lanes(itemsize))
+    return max(multiply, outputs * terms * itemsize / _WEIGHT_BYTES)
 
 
 def _rows_at_peak(rows: int) -> float:

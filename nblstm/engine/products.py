@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from nblstm.arrays import Array, address_of
+from nblstm.engine import plan as planning
 from nblstm.engine.packing import aligned_empty
 from nblstm.kernels import team
 from nblstm.kernels.job import GRADIENT_FIELDS, PRODUCT_FIELDS
@@ -17,6 +18,7 @@ from nblstm.kernels.tile import PANEL_VECTORS
 from nblstm.kernels.weight_gradients import (
     ROWS_AT_ONCE,
     ROWS_STRIDE,
+    TRANSPOSED_COLUMNS,
     TRANSPOSED_ROWS,
     weight_gradients_float32,
     weight_gradients_float64,
@@ -24,8 +26,6 @@ from nblstm.kernels.weight_gradients import (
 
 # What products are added to that begin at nothing: the widest panel of any CPU.
 ZEROS = np.zeros(1024, np.uint8)
-# A thread more has to be woken, which takes as long as this many multiply-adds.
-_MULTIPLY_ADDS_OF_A_THREAD = 1 << 20
 
 
 def panel_width(dtype: np.dtype[Any]) -> int:
@@ -33,27 +33,21 @@ def panel_width(dtype: np.dtype[Any]) -> int:
     return PANEL_VECTORS * lanes(dtype.itemsize)
 
 
-def workers_for(multiply_adds: int, threads: int) -> int:
-    """Return how many of the threads are worth waking for a product."""
-    return max(1, min(threads, multiply_adds // _MULTIPLY_ADDS_OF_A_THREAD))
-
-
 class WeightGradients:
     """The gradients of one matrix of inputs and one of hidden states, or of one alone, summed over several calls."""
 
     def __init__(self, fields: dict[str, int], dtype: np.dtype[Any], rows: int, threads: int) -> None:
         """Make the buffers for calls of up to so many rows; `fields` are those of the sizes."""
-        self._columns = fields["inputs"] + fields["ones"] + fields["outputs"]
+        columns = fields["inputs"] + fields["ones"] + fields["outputs"]
         width = panel_width(dtype)
         panels = -(-fields["slots"] * fields["slot_size"] // width)
-        self._multiply_adds_of_a_row = panels * width * self._columns
-        most = min(threads, panels)
-        self._workers = workers_for(rows * self._multiply_adds_of_a_row, most)
+        alone = planning.product_estimate(columns, panels * width, rows, dtype.itemsize)
+        self._workers = planning.threads_for(alone, min(threads, panels))
         sizes = {
-            "columns": -(-rows // ROWS_AT_ONCE) * self._columns * ROWS_STRIDE,
+            "columns": -(-rows // ROWS_AT_ONCE) * columns * ROWS_STRIDE,
             "packed": self._workers * ROWS_AT_ONCE * width,
-            "sums": panels * self._columns * width,
-            "hidden": self._workers * TRANSPOSED_ROWS * fields["kept_size"],
+            "sums": panels * columns * width,
+            "scratch": self._workers * TRANSPOSED_ROWS * (TRANSPOSED_COLUMNS + fields["kept_size"]),
         }
         self._memory = [aligned_empty(size, dtype) for size in sizes.values()]
         places = {name: address_of(array) for name, array in zip(sizes, self._memory, strict=True)}
@@ -77,13 +71,14 @@ class WeightGradients:
         self._fields["begins"] = 0
 
 
-def multiply_rows(
+def multiply_to_rows(
     gradients: Array, panels: Array, terms: int, rows: Array, columns: int, adds: bool, threads: int
 ) -> None:
     """Write the first `terms` numbers of each row of `gradients` (N, any) times `panels` to rows at these addresses."""
     dtype = gradients.dtype
     width = panel_width(dtype)
-    workers = min(workers_for(len(rows) * terms * columns, threads), len(rows))
+    alone = planning.product_estimate(len(rows), columns, terms, dtype.itemsize)
+    workers = planning.threads_for(alone, min(threads, len(rows)))
     scratch = aligned_empty(workers * -(-columns // width) * PRODUCT_ROWS * width, dtype)
     fields = {
         "rows": len(rows),

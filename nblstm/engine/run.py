@@ -186,12 +186,15 @@ def drop_between(y: Array, layout: SequenceLayout, first_step: int, layer: int, 
     else:
         steps = np.repeat(np.arange(layout.steps), y.shape[1])
         rows = np.tile(np.arange(y.shape[1]), layout.steps)
+    drop_rows(y.reshape(-1, y.shape[-1]), steps, rows, first_step, layer, dropout)
+
+
+def drop_rows(y: Array, steps: Array, rows: Array, first_step: int, layer: int, dropout: Dropout) -> None:
+    """Apply dropout in place to (N, F) rows, fresh and contiguous, each of which has a step and a row of the batch."""
     kept = 1.0 - dropout.p
     scale = y.dtype.type(1.0 / kept if kept > 0.0 else 0.0)
-    flat = y.reshape(-1, y.shape[-1])
     seed, call = np.uint64(dropout.seed), np.uint64(dropout.call)
-    threshold = round(dropout.p * 2**32)
-    drop_units(flat, steps, rows, first_step, seed, call, layer, threshold, scale)
+    drop_units(y, steps, rows, first_step, seed, call, layer, round(dropout.p * 2**32), scale)
 
 
 def _run_layer(

@@ -54,24 +54,30 @@ _U13 = 2**12 * _T13
 
 
 @function
-def sigmoid(x):
-    """Return 1 / (1 + exp(-x)), as exp(x) / (1 + exp(x)) where x < 0, so that small results keep all their digits."""
+def exp_of_negative(x):
+    """Return exp(x) for x <= 0; 0 where that is no normal number."""
     # The lowest exponent but one, that of 0. `larger` gives its second argument where either is NaN.
     if is_single(x):
-        y = larger(-88.0, -magnitude(x))
+        y = larger(-88.0, x)
         shifted = fma(y, _LOG2_E, _SHIFT_SINGLE)
         n = shifted - _SHIFT_SINGLE
         r = fma(n, -_LN2_LOW_SINGLE, fma(n, -_LN2_HIGH_SINGLE, y))
         q = fma(r, fma(r, fma(r, fma(r, _Q4, _Q3), _Q2), _Q1), _Q0)
     else:
-        y = larger(-709.0, -magnitude(x))
+        y = larger(-709.0, x)
         shifted = fma(y, _LOG2_E, _SHIFT_DOUBLE)
         n = shifted - _SHIFT_DOUBLE
         r = fma(n, -_LN2_LOW_DOUBLE, fma(n, -_LN2_HIGH_DOUBLE, y))
         q = fma(r, fma(r, fma(r, fma(r, fma(r, _T13, _T12), _T11), _T10), _T9), _T8)
         q = fma(r, fma(r, fma(r, fma(r, fma(r, fma(r, q, _T7), _T6), _T5), _T4), _T3), _T2)
     scale = power_of_two(shifted)
-    e = fma(scale, fma(r * r, q, r), scale)
+    return fma(scale, fma(r * r, q, r), scale)
+
+
+@function
+def sigmoid(x):
+    """Return 1 / (1 + exp(-x)), as exp(x) / (1 + exp(x)) where x < 0, so that small results keep all their digits."""
+    e = exp_of_negative(-magnitude(x))
     # With q = e / (1 + e) the result is e - e q or 1 - q, in which the errors of q count half at most: 2.4 ulp without.
     whole = where_signed(x, e, 1.0)
     return fma(-whole, e / (1.0 + e), whole)

@@ -176,7 +176,7 @@ GRADIENT_FIELDS = (
     "apart",  # the first slot belongs to x alone, the last one to h alone
     # Workspace.
     "columns",  # (blocks of rows, columns, ROWS_STRIDE)
-    "hidden",  # by part: (TRANSPOSED_ROWS, kept_size), where h is made anew
+    "scratch",  # by part: TRANSPOSED_ROWS rows of TRANSPOSED_COLUMNS numbers, and of kept_size where h is made anew
     "packed",  # by part: (ROWS_AT_ONCE, width)
     "sums",  # (panels, columns, width); kept from call to call
     # Results, contiguous: (gates * units, I), (gates * units, P), and (gates * units,) twice.
@@ -186,6 +186,39 @@ GRADIENT_FIELDS = (
     "b_hh",
 )
 GRADIENT_JOB = np.dtype([(name, np.int64) for name in GRADIENT_FIELDS])
+
+
+# The product of a dense layer (nblstm.kernels.dense). Slice number ``r * column_parts + c`` has share r of the rows and
+# share c of the columns.
+DENSE_FIELDS = (
+    "rows",  # N
+    "terms",  # K
+    "columns",  # of y
+    "row_parts",
+    "column_parts",
+    "zeros",  # address of a panel's width of zeros
+    "workspace",  # by slice: a panel's width of products for the rows that are done at once
+    "weights",  # panels of so many columns and terms
+    "bias",  # panels of one term; 0: none
+    "x",  # (N, K)
+    "y",  # (N, columns)
+)
+DENSE_JOB = np.dtype([(name, np.int64) for name in DENSE_FIELDS])
+
+
+# The cross-entropy of rows (nblstm.kernels.losses).
+LOSS_FIELDS = (
+    "rows",  # N
+    "classes",  # C
+    "parts",  # slices of the rows
+    "divisor",  # of the gradient
+    "workspace",  # by slice: `CONSTANTS` vectors
+    "logits",  # (N, C)
+    "targets",  # (N,) int64, below 0: this row is left out
+    "losses",  # (N,) float64
+    "gradient",  # (N, C)
+)
+LOSS_JOB = np.dtype([(name, np.int64) for name in LOSS_FIELDS])
 
 
 def reader_of(dtype: np.dtype[Any]) -> Any:
@@ -206,3 +239,4 @@ def reader_of(dtype: np.dtype[Any]) -> Any:
 
 job_at, backward_job_at = reader_of(JOB), reader_of(BACKWARD_JOB)
 product_job_at, gradient_job_at = reader_of(PRODUCT_JOB), reader_of(GRADIENT_JOB)
+dense_job_at, loss_job_at = reader_of(DENSE_JOB), reader_of(LOSS_JOB)

@@ -82,6 +82,11 @@ def splat(builder: ir.IRBuilder, value: ir.Value, count: int) -> ir.Value:
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
 
 
+def shuffle(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, lanes: list[int]) -> ir.Value:
+    """Emit the vector of these lanes of a and, counted on, b."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+
+
 @lower_cast(types.Float, Vector)
 @lower_cast(types.Integer, Vector)
 def _number_to_vector(context: Any, builder: ir.IRBuilder, source: Any, target: Vector, value: ir.Value) -> ir.Value:
@@ -258,6 +263,42 @@ def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.int64, vector), codegen
+
+
+@intrinsic
+def transpose(
+    typing_context: Any, source: Any, start: Any, stride: Any, target: Any, target_start: Any, target_stride: Any
+) -> Any:
+    """Write the transpose of a square of as many rows as a vector has lanes; the two must not overlap.
+
+    Row r lies at ``source[start + r * stride]``, row r of its transpose at
+    ``target[target_start + r * target_stride]``.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        source, start, stride, target, target_start, target_stride = args
+        vector = llvm_vector(sig.args[0].dtype)
+        align, count = sig.args[0].dtype.bitwidth // 8, vector.count
+
+        def row(array_type: Any, array: Any, start: Any, stride: Any, r: int) -> ir.Value:
+            place = builder.add(start, builder.mul(stride, ir.Constant(I64, r)))
+            return builder.bitcast(_element_pointer(context, builder, array_type, array, place), vector.as_pointer())
+
+        rows = [builder.load(row(sig.args[0], source, start, stride, r), align=align) for r in range(count)]
+        half = count // 2
+        while half:  # swap the off-diagonal quarters of all squares of twice the side
+            for r in (r for r in range(count) if not r & half):
+                upper, lower = rows[r], rows[r + half]
+                first = [lane if not lane & half else count + lane - half for lane in range(count)]
+                second = [lane + half if not lane & half else count + lane for lane in range(count)]
+                rows[r], rows[r + half] = (shuffle(builder, upper, lower, lanes) for lanes in (first, second))
+            half //= 2
+        for r, value in enumerate(rows):
+            builder.store(value, row(sig.args[3], target, target_start, target_stride, r), align=align)
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(source, i64, i64, target, i64, i64), codegen
 
 
 @intrinsic

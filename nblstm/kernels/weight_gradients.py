@@ -19,29 +19,16 @@ from nblstm.kernels.cells import lstm_hidden_state
 from nblstm.kernels.job import gradient_job_at
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
 from nblstm.kernels.policy import function, inlined, worker
-from nblstm.kernels.schedule import share
+from nblstm.kernels.schedule import copy_numbers, copy_transposed, share
 from nblstm.kernels.simd import array_at, lanes_of, load, store
 
 ROWS_AT_ONCE = 256
 ROWS_STRIDE = ROWS_AT_ONCE + 16  # not a power of two: a tile's rows would share a set of the cache
 # What is transposed at once: as many cache lines as the first level holds beside what they are read from.
-TRANSPOSED_ROWS = 16
-_TRANSPOSED_COLUMNS = 64
+TRANSPOSED_ROWS, TRANSPOSED_COLUMNS = 16, 64
 # Columns of a that stay in the second-level cache while the panels of G go by.
 _COLUMNS_AT_ONCE = 240
 _ZERO, _ONE = np.int64(0), np.int64(1)
-
-
-@function
-def _transpose(source, item, count, columns, place):
-    """Write `count` numbers, `item` elements apart, to the same place in as many rows of `columns`."""
-    if item == 1:
-        numbers = array_at(source, count, columns)
-        for k in range(count):
-            columns[place + k * ROWS_STRIDE] = numbers[k]
-    else:
-        for k in range(count):
-            columns[place + k * ROWS_STRIDE] = array_at(source + k * item * columns.itemsize, 1, columns)[0]
 
 
 @function
@@ -54,14 +41,36 @@ def _hidden_states(job, rows, n, count, hidden):
             store(hidden, row * size + i, lstm_hidden_state(load(kept, 3 * size + i), load(kept, 4 * size + i)))
 
 
+@function
+def _lay_out_columns(rows, n, count, item, numbers, square, columns, place):
+    """Write so many numbers, `item` elements apart, of `count` rows at these addresses as columns from `place` on.
+
+    square  scratch  (TRANSPOSED_ROWS, TRANSPOSED_COLUMNS), whose lines and those it goes to fit the first-level cache
+    """
+    for k in range(0, numbers, TRANSPOSED_COLUMNS):
+        some = min(TRANSPOSED_COLUMNS, numbers - k)
+        for row in range(count):
+            source, into = rows[n + row] + k * item * columns.itemsize, row * TRANSPOSED_COLUMNS
+            if item == 1:
+                copy_numbers(array_at(source, some, columns), _ZERO, square, into, some)
+            else:  # one address at a time: a negative index would count from the end of an array
+                for i in range(some):
+                    square[into + i] = array_at(source + i * item * columns.itemsize, 1, columns)[0]
+        to = place + k * ROWS_STRIDE
+        copy_transposed(square, _ZERO, TRANSPOSED_COLUMNS, count, some, columns, to, ROWS_STRIDE)
+
+
 @inlined
 def _lay_out(job, piece, like):
     """Do a share of the rows of a: `columns` (blocks of rows, columns, ROWS_STRIDE)."""
     columns = array_at(job.columns, 1, like)
     item = columns.itemsize
     count_of_columns = job.inputs + job.ones + job.outputs
-    hidden_start = job.hidden + piece * TRANSPOSED_ROWS * job.kept_size * item
+    own = job.scratch + piece * TRANSPOSED_ROWS * (TRANSPOSED_COLUMNS + job.kept_size) * item
+    square = array_at(own, TRANSPOSED_ROWS * TRANSPOSED_COLUMNS, like)
+    hidden_start = own + TRANSPOSED_ROWS * TRANSPOSED_COLUMNS * item
     hidden = array_at(hidden_start, TRANSPOSED_ROWS * job.kept_size, like)
+    hidden_rows = np.arange(TRANSPOSED_ROWS) * job.kept_size * item + hidden_start
     x_rows, h_rows = array_at(job.x_rows, job.rows, _ZERO), array_at(job.h_rows, job.rows, _ZERO)
     first, last = share((job.rows + TRANSPOSED_ROWS - 1) // TRANSPOSED_ROWS, piece, job.parts)
     for n in range(first * TRANSPOSED_ROWS, min(last * TRANSPOSED_ROWS, job.rows), TRANSPOSED_ROWS):
@@ -70,21 +79,15 @@ def _lay_out(job, piece, like):
         count = min(TRANSPOSED_ROWS, job.rows - n)
         if job.recompute:
             _hidden_states(job, x_rows, n, count, hidden)
-        for k in range(0, job.inputs, _TRANSPOSED_COLUMNS):
-            numbers = min(_TRANSPOSED_COLUMNS, job.inputs - k)
-            for row in range(count):
-                source = hidden_start + row * job.kept_size * item if job.recompute else x_rows[n + row]
-                at = place + k * ROWS_STRIDE + row
-                _transpose(source + k * job.x_item * item, job.x_item, numbers, columns, at)
+            _lay_out_columns(hidden_rows, _ZERO, count, _ONE, job.inputs, square, columns, place)
+        else:
+            _lay_out_columns(x_rows, n, count, job.x_item, job.inputs, square, columns, place)
         place += job.inputs * ROWS_STRIDE
         if job.ones:
             for row in range(count):
                 columns[place + row] = 1
             place += ROWS_STRIDE
-        for k in range(0, job.outputs, _TRANSPOSED_COLUMNS):
-            numbers = min(_TRANSPOSED_COLUMNS, job.outputs - k)
-            for row in range(count):
-                _transpose(h_rows[n + row] + k * item, _ONE, numbers, columns, place + k * ROWS_STRIDE + row)
+        _lay_out_columns(h_rows, n, count, _ONE, job.outputs, square, columns, place)
 
 
 @function
@@ -134,13 +137,6 @@ def _multiply(job, piece, like):
                 multiply_add(last - first, count, a, packed, _ZERO, _ONE, own, own, False)
 
 
-@function
-def _write_columns(sums, source, step, target, start, count):
-    """Set `count` neighbours of the target to numbers that lie `step` apart."""
-    for k in range(count):
-        target[start + k] = sums[source + k * step]
-
-
 @inlined
 def _write(job, piece, like):
     """Turn a share of the panels of `sums` into rows of the matrices."""
@@ -153,24 +149,27 @@ def _write(job, piece, like):
     b_ih, b_hh = array_at(job.b_ih, 1, like), array_at(job.b_hh, 1, like)
     first_panel, last_panel = share(panels, piece, job.parts)
     for panel in range(first_panel, last_panel):
-        start = panel * count_of_columns * width
-        for j in range(width):
+        j = _ZERO
+        while j < width:  # by neighbours of one slot
             slot, unit = (panel * width + j) // job.slot_size, (panel * width + j) % job.slot_size
-            if slot >= job.slots or unit >= job.units:
+            start = panel * count_of_columns * width + j
+            ones, hidden = start + job.inputs * width, start + (job.inputs + job.ones) * width
+            along = min(width - j, job.slot_size - unit)
+            count = min(along, job.units - unit)
+            j += along
+            if count <= 0 or slot >= job.slots:
                 continue
             if slot < gates:
                 # Of gates whose recurrent sums stay apart the last one's slot comes first.
-                gate = (slot + gates - 1) % gates if job.apart else slot
-                row = gate * job.units + unit
-                _write_columns(sums, start + j, width, w_ih, row * job.inputs, job.inputs)
+                row = ((slot + gates - 1) % gates if job.apart else slot) * job.units + unit
+                copy_transposed(sums, start, width, job.inputs, count, w_ih, row * job.inputs, job.inputs)
                 if job.ones:
-                    b_ih[row] = sums[start + job.inputs * width + j]
+                    copy_numbers(sums, ones, b_ih, row, count)
             if slot >= job.apart and job.outputs > 0:
                 row = (slot - job.apart) * job.units + unit
-                hidden = start + (job.inputs + job.ones) * width + j
-                _write_columns(sums, hidden, width, w_hh, row * job.outputs, job.outputs)
-            if slot >= job.apart and job.ones:
-                b_hh[(slot - job.apart) * job.units + unit] = sums[start + job.inputs * width + j]
+                copy_transposed(sums, hidden, width, job.outputs, count, w_hh, row * job.outputs, job.outputs)
+                if job.ones:
+                    copy_numbers(sums, ones, b_hh, row, count)
 
 
 @inlined

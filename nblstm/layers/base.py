@@ -55,7 +55,8 @@ class Weights:
             array.flags.writeable = False
         # Views: unlike the owner of its memory, a view of read-only memory cannot be made writeable again.
         self.parameters = {name: array.view() for name, array in parameters.items()}
-        self.dtype = next(iter(self.parameters.values())).dtype
+        # Of none at all: torch's default.
+        self.dtype = next((array.dtype for array in self.parameters.values()), np.dtype(np.float32))
         self._packed: dict[str, Any] = {}
 
     def packed(self, pack: Callable[[Mapping[str, Array]], Any]) -> Any:
@@ -94,10 +95,14 @@ class Layer:
         dtype: npt.DTypeLike,
         seed: np.random.SeedSequence,
     ) -> None:
-        """Draw all parameters from U(-1/sqrt(H), 1/sqrt(H)), in their order; start in training mode, like torch.
+        """Draw all parameters from U(-1/sqrt(H), 1/sqrt(H)), in their order; start in training mode, like torch."""
+        bound, random = 1 / math.sqrt(hidden_size), np.random.default_rng(seed)
+        self._start(shapes, dtype, lambda shape: random.uniform(-bound, bound, shape))
 
-        Inside `_with_parameters`, those given there are taken instead.
-        """
+    def _start(
+        self, shapes: Mapping[str, tuple[int, ...]], dtype: npt.DTypeLike, draw: Callable[[tuple[int, ...]], Array]
+    ) -> None:
+        """Set all parameters to what `draw` gives for their shapes; inside `_with_parameters`, to those given there."""
         found = float_dtype(f"{type(self).__name__} dtype", dtype)
         self.training = True
         given = self.__dict__.pop("_given", None)
@@ -105,8 +110,7 @@ class Layer:
             self._weights = Weights({name: np.empty(shape, found) for name, shape in shapes.items()})
             self.load_state_dict(given)
             return
-        bound, random = 1 / math.sqrt(hidden_size), np.random.default_rng(seed)
-        self._weights = Weights({name: random.uniform(-bound, bound, s).astype(found) for name, s in shapes.items()})
+        self._weights = Weights({name: draw(shape).astype(found) for name, shape in shapes.items()})
 
     @classmethod
     def _with_parameters(cls: type[Self], parameters: Mapping[str, Array], *sizes: int, **options: Any) -> Self:

@@ -1,0 +1,151 @@
+"""Dense layers on the register tile: y = x W^T + b over many rows, and its way back.
+
+    y[n]  = b + W x[n]                       rows or outputs split over threads
+    dx[n] = dy[n] W                          rows or columns
+    dW    = sum over n of dy[n] x[n]^T       columns of the longer of the two
+
+The sums are those of the recurrent layers' way back (nblstm.kernels.weight_gradients), and so is the promise: a row has
+the same bits alone and among others, and a sum over rows depends on the rows alone, however the work is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nblstm import threads
+from nblstm.arrays import Array, address_of
+from nblstm.engine import plan as planning
+from nblstm.engine.packing import aligned_empty, pack_panels
+from nblstm.engine.products import ZEROS, WeightGradients
+from nblstm.kernels import team
+from nblstm.kernels.dense import ROWS_AT_ONCE, dense_float32, dense_float64, pack_columns, pack_rows
+from nblstm.kernels.policy import lanes
+from nblstm.kernels.tile import PANEL_VECTORS
+
+
+class DenseWeights(NamedTuple):
+    """A matrix as the tile reads it: panels of so many outputs of so many terms, and of the bias where there is one."""
+
+    panels: Array
+    bias: Array | None
+    outputs: int
+    terms: int
+
+
+def pack_forward(parameters: Mapping[str, Array]) -> DenseWeights:
+    """Pack ``weight`` (O, I) and, where it is there, ``bias`` (O,) for `multiply_rows` of x."""
+    weight, bias = parameters["weight"], parameters.get("bias")
+    outputs, inputs = weight.shape
+    packed = aligned_empty(-(-outputs // _width(weight.dtype)) * _width(weight.dtype) * inputs, weight.dtype)
+    pack_rows(outputs, inputs, address_of(weight), packed)
+    return DenseWeights(packed, None if bias is None else pack_panels(bias[:, None]), outputs, inputs)
+
+
+def pack_transposed(parameters: Mapping[str, Array]) -> DenseWeights:
+    """Pack ``weight`` (O, I) for `multiply_rows` of dy, which gives dx."""
+    weight = parameters["weight"]
+    outputs, inputs = weight.shape
+    width = _width(weight.dtype)
+    packed = aligned_empty(-(-inputs // width) * outputs * width, weight.dtype)
+    pack_columns(outputs, inputs, address_of(weight), packed)
+    return DenseWeights(packed, None, inputs, outputs)
+
+
+def multiply_rows(x: Array, weights: DenseWeights) -> Array:
+    """Return bias + x W^T, (N, outputs) for x (N, terms); x is contiguous and of the weights' dtype."""
+    rows, dtype = len(x), x.dtype
+    y = aligned_empty(rows * weights.outputs, dtype).reshape(rows, weights.outputs)
+    if rows == 0:
+        return y
+    row_parts, column_parts = _split(rows, weights.outputs, weights.terms, dtype.itemsize)
+    parts = row_parts * column_parts
+    scratch = np.empty(parts * ROWS_AT_ONCE * _width(dtype), dtype)
+    job = np.array(
+        [
+            rows,
+            weights.terms,
+            weights.outputs,
+            row_parts,
+            column_parts,
+            address_of(ZEROS),
+            address_of(scratch),
+            address_of(weights.panels),
+            0 if weights.bias is None else address_of(weights.bias),
+            address_of(x),
+            address_of(y),
+        ],
+        np.int64,
+    )
+    worker = dense_float32 if dtype == np.float32 else dense_float64
+    team.run(worker.address, address_of(job), parts, 1, parts)
+    return y
+
+
+def sum_products(dy: Array, x: Array) -> tuple[Array, Array]:
+    """Return dW = dy^T x, (O, I), and db, (O,), for contiguous dy (N, O) and x (N, I) of one dtype."""
+    outputs, inputs = dy.shape[1], x.shape[1]
+    if len(dy) == 0:
+        return np.zeros((outputs, inputs), dy.dtype), np.zeros(outputs, dy.dtype)
+    # The kernel turns the one operand round and cuts the other into panels: the first should be the smaller.
+    if inputs <= outputs:
+        return _sum_products(dy, x, ones=1)
+    matrix, _ = _sum_products(x, dy, ones=0)
+    return np.ascontiguousarray(matrix.T), _sum_rows(dy)
+
+
+def _sum_products(wide: Array, narrow: Array, ones: int) -> tuple[Array, Array]:
+    """Return the sums over rows of products of the columns of two arrays, and of those of the wide one."""
+    rows, columns = wide.shape
+    sizes = {"slots": 1, "slot_size": columns, "units": columns, "inputs": narrow.shape[1], "x_item": 1, "ones": ones}
+    sums = WeightGradients({**sizes, "outputs": 0, "kept_size": 0}, wide.dtype, rows, threads.usable())
+    wide_rows, _room = _rows_with_room(wide)
+    matrix, total = np.empty((columns, narrow.shape[1]), wide.dtype), np.empty(columns, wide.dtype)
+    sums.add(_row_addresses(narrow), None, wide_rows, {"w_ih": matrix, "b_ih": total})
+    return matrix, total
+
+
+def _sum_rows(dy: Array) -> Array:
+    """Return the sum over rows in blocks, as that of the products is."""
+    blocks = np.add.reduceat(dy, np.arange(0, len(dy), 128), axis=0)
+    return np.asarray(blocks.sum(axis=0, dtype=np.float64).astype(dy.dtype))
+
+
+def _split(rows: int, outputs: int, terms: int, itemsize: int, panels_only: bool = False) -> tuple[int, int]:
+    """Return into how many parts to split the rows and the panels of a product; asks for threads if they pay alone."""
+    sizes = rows, outputs, terms, itemsize
+    count = threads.get_num_threads()
+    parts = planning.choose_product(*sizes, count, panels_only)
+    if max(parts) > 1 and (usable := threads.usable()) < count:
+        parts = planning.choose_product(*sizes, usable, panels_only)
+    return parts
+
+
+def _width(dtype: np.dtype[Any]) -> int:
+    """Return how many outputs a panel has."""
+    return PANEL_VECTORS * lanes(dtype.itemsize)
+
+
+def _row_addresses(array: Array) -> Array:
+    """Return the address of each row of a contiguous matrix."""
+    return address_of(array) + np.arange(len(array)) * array.strides[0]
+
+
+def _rows_with_room(array: Array) -> tuple[Array, Any]:
+    """Return the address of each row, behind which whole panels may be read, and what has to live as long.
+
+    A panel may end past its row: in the next one, whose numbers are not used, or past the array. The last rows are read
+    from a copy that has room.
+    """
+    rows, columns = array.shape
+    past = -columns % _width(array.dtype)
+    addresses = _row_addresses(array)
+    if past == 0:
+        return addresses, None
+    count = min(rows, -(-past // columns))
+    room = np.zeros(count * columns + past, array.dtype)
+    room[: count * columns] = array[rows - count :].reshape(-1)
+    addresses[rows - count :] = address_of(room) + np.arange(count) * array.strides[0]
+    return addresses, room

@@ -1,0 +1,27 @@
+"""The way back through a table of vectors: every row's gradient is added to that of its vector."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nblstm.kernels.policy import entry
+from nblstm.kernels.simd import array_at, lanes_of, load, store
+
+
+@entry
+def add_rows(rows, size, indices, source, table):
+    """Add row n of `source` to row ``indices[n]`` of `table`, in the order of n.
+
+    indices  in     address of (rows,) int64
+    source   in     address of (rows, size), of the table's dtype; does not overlap it
+    table    inout  (numbers, size) as 1-D
+    """
+    lanes = lanes_of(table)
+    places = array_at(indices, rows, np.int64(0))
+    whole = size - size % lanes
+    for n in range(rows):
+        row, start = array_at(source + n * size * table.itemsize, size, table), places[n] * size
+        for k in range(0, whole, lanes):
+            store(table, start + k, load(table, start + k) + load(row, k))
+        for k in range(whole, size):
+            table[start + k] += row[k]
