@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from nblstm.engine import plan as planning
 from nblstm.engine.packing import aligned_empty
 from nblstm.kernels import team
 from nblstm.kernels.job import GRADIENT_FIELDS, PRODUCT_FIELDS
-from nblstm.kernels.policy import Worker, lanes
+from nblstm.kernels.policy import LINE, Worker, lanes
 from nblstm.kernels.products import ROWS_AT_ONCE as PRODUCT_ROWS
 from nblstm.kernels.products import rows_float32, rows_float64
 from nblstm.kernels.tile import PANEL_VECTORS
@@ -49,9 +50,13 @@ class WeightGradients:
             "sums": panels * columns * width,
             "scratch": self._workers * TRANSPOSED_ROWS * (TRANSPOSED_COLUMNS + fields["kept_size"]),
         }
-        self._memory = [aligned_empty(size, dtype) for size in sizes.values()]
-        places = {name: address_of(array) for name, array in zip(sizes, self._memory, strict=True)}
-        self._fields = {**fields, **places, "parts": self._workers, "begins": 1}
+        line = LINE // dtype.itemsize
+        starts = list(accumulate((-(-size // line) * line for size in sizes.values()), initial=0))
+        self._memory = aligned_empty(starts[-1], dtype)
+        places = {
+            name: address_of(self._memory) + start * dtype.itemsize for name, start in zip(sizes, starts, strict=False)
+        }
+        self._fields = {**fields, **places, "parts": self._workers, "begins": 1, "zeros": address_of(ZEROS)}
         self._worker = weight_gradients_float32 if dtype == np.float32 else weight_gradients_float64
 
     def add(self, x_rows: Array, h_rows: Array | None, gradient_rows: Array, results: dict[str, Array] | None) -> None:

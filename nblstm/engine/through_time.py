@@ -119,7 +119,7 @@ class ThroughTime:
         self._jobs = np.zeros((len(layer.weights), len(BACKWARD_FIELDS)), np.int64)
         for direction, (weights, packed) in enumerate(zip(layer.weights, layer.packed, strict=True)):
             item = weights.dtype.itemsize
-            own = {
+            own = fields | {
                 "recurrent_weights": address_of(packed.recurrent_panels),
                 "projection_weights": _address(packed.projection_panels),
                 "reverse": direction,
@@ -132,7 +132,7 @@ class ThroughTime:
                 "d_h": _direction_of(d_h, direction),
                 "d_c": _direction_of(d_c, direction),
             }
-            self._jobs[direction] = [(fields | own).get(name, 0) for name in BACKWARD_FIELDS]
+            self._jobs[direction] = [own.get(name, 0) for name in BACKWARD_FIELDS]
         self._kept_alive = scratch, tables
 
 

@@ -161,6 +161,7 @@ GRADIENT_FIELDS = (
     "rows",  # N
     "parts",
     "begins",  # whether the sums begin at zero
+    "zeros",  # address of a panel's width of zeros
     "inputs",  # columns of x
     "ones",  # whether there is a column of ones
     "outputs",  # columns of h

@@ -116,9 +116,7 @@ def _multiply(job, piece, like):
     packed = array_at(job.packed + piece * ROWS_AT_ONCE * width * item, ROWS_AT_ONCE * width, like)
     gradient_rows = array_at(job.gradient_rows, job.rows, _ZERO)
     first_panel, last_panel = share(panels, piece, job.parts)
-    if job.begins:
-        for i in range(first_panel * count_of_columns * width, last_panel * count_of_columns * width):
-            sums[i] = 0
+    nothing = Panels(array_at(job.zeros, 1, like), _ZERO, _ZERO, _ZERO)
     for begin in range(0, job.rows, ROWS_AT_ONCE):
         count = min(ROWS_AT_ONCE, job.rows - begin)
         block = begin // ROWS_AT_ONCE * count_of_columns * ROWS_STRIDE
@@ -134,7 +132,8 @@ def _multiply(job, piece, like):
                         store(packed, n * width + i, load(source, i))
                 a = Rows(columns, block + first * ROWS_STRIDE, ROWS_STRIDE)
                 own = Panels(sums, (panel * count_of_columns + first) * width, _ZERO, width)
-                multiply_add(last - first, count, a, packed, _ZERO, _ONE, own, own, False)
+                before = nothing if job.begins and begin == 0 else own
+                multiply_add(last - first, count, a, packed, _ZERO, _ONE, before, own, False)
 
 
 @inlined
