@@ -176,15 +176,19 @@ def test_documents(results, tmp_path, root_on_path):
     from benchmarks.documents import replace_part
     from benchmarks.publish import document, readme_part
 
-    text = document([results, results])
-    assert text.count("## 2 threads") == 2 and "| won | T100 B1 I100 H100 | 400 us | 800 us |" in text
+    case = dataclasses.replace(results.cases[0].case, kind="training")
+    training = dataclasses.replace(results, cases=[dataclasses.replace(results.cases[0], case=case)])
+    text = document([results, results, training])
+    assert text.count("## Inference, 2 threads") == 2 and text.count("## Training, 2 threads") == 1
+    assert "| won | T100 B1 I100 H100 | 400 us | 800 us |" in text
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- benchmarks: begin -->\nold\n<!-- benchmarks: end -->\nafter\n")
     for _ in range(2):
-        replace_part(readme, "benchmarks", readme_part(results))
+        replace_part(readme, "benchmarks", readme_part([results, training]))
     written = readme.read_text()
     assert written.startswith("before\n<!-- benchmarks: begin -->\n\nHow many times")
     assert written.endswith("\n\n<!-- benchmarks: end -->\nafter\n")
+    assert written.count("How many times") == written.count("the backward pass together") == 1
     assert "old" not in written and "| lost | 1 | 0.50 | 0.50 | 0.50 |" in written
     with pytest.raises(ValueError, match=r"README.md has no lines <!-- scaling: begin -->"):
         replace_part(readme, "scaling", "text")
