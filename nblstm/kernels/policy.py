@@ -14,6 +14,7 @@ explicit (`nblstm.kernels.simd.fma`). ``error_model="numpy"`` makes a division a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import threading
@@ -198,6 +199,35 @@ def _release_compilers() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_hold_compilers, after_in_parent=_release_compilers, after_in_child=_release_compilers)
+
+
+class TypedEntry:
+    """A function called from Python that is compiled for the types of some dtypes, and never for others.
+
+    A call with other arguments raises TypeError at once, where an `entry` would compile for seconds: so the types need
+    no check before the call.
+    """
+
+    def __init__(self, signatures: Callable[[Any], list[tuple[Any, ...]]], python_function: Callable[..., Any]) -> None:
+        self._signatures = signatures
+        self._dispatcher = entry(python_function)
+        self._ready: set[str] = set()
+
+    def of(self, dtype: Any) -> Any:
+        """Return the function, compiled for the `signatures` of the Numba type of a dtype."""
+        if dtype.name not in self._ready:
+            with _compiling:
+                self._dispatcher.disable_compile(False)
+                for signature in self._signatures(numba.from_dtype(dtype)):
+                    self._dispatcher.compile(signature)
+                self._dispatcher.disable_compile()
+                self._ready.add(dtype.name)
+        return self._dispatcher
+
+
+def typed_entry(signatures: Callable[[Any], list[tuple[Any, ...]]]) -> Callable[[Callable[..., Any]], TypedEntry]:
+    """Compile for calls from Python with the types that `signatures` gives for that of a number, and no others."""
+    return functools.partial(TypedEntry, signatures)
 
 
 class Worker:

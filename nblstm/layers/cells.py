@@ -11,6 +11,7 @@ import numpy.typing as npt
 from nblstm.arrays import Array
 from nblstm.engine.packing import BackwardWeights, DirectionWeights
 from nblstm.engine.run import SequenceLayout, run_layers
+from nblstm.engine.stepping import step_of
 from nblstm.errors import message
 from nblstm.kernels import cells
 from nblstm.layers import checks
@@ -76,6 +77,34 @@ class RecurrentCell(Layer):
 
     def _step(self, x: Any, hx: Any) -> tuple[Array, ...]:
         """Return the next states."""
+        return self._quick_step(x, hx) or self._thorough_step(x, hx)
+
+    def _quick_step(self, x: Any, hx: Any) -> tuple[Array, ...] | None:
+        """Return the next states, or None if an argument is not a contiguous batch of the right type and size.
+
+        In a step of a few microseconds a check takes as long as the computation: the kernel refuses what does not fit,
+        and the thorough way says why, or finds a way round.
+        """
+        weights, size = self._weights, self.hidden_size
+        first = weights.packed(self._pack)[0][0]
+        try:
+            rows = len(x)
+            if (step := step_of(first, rows)) is None:
+                return None
+            h_next = np.empty((rows, size), weights.dtype)
+            if not self._cell.has_cell_state:
+                h = np.zeros_like(h_next) if hx is None else hx
+                arrays, found = (x, h, h, h_next, h_next), [h_next]
+            else:
+                c_next = np.empty((rows, size), weights.dtype)
+                h, c = (np.zeros_like(h_next),) * 2 if hx is None else hx
+                arrays, found = (x, h, c, h_next, c_next), [h_next, c_next]
+            fits = step.run(step.worker, step.template, step.scratch, *arrays, self.input_size, size)
+        except (TypeError, ValueError):  # of another type, or not two states
+            return None
+        return tuple(found) if fits else None
+
+    def _thorough_step(self, x: Any, hx: Any) -> tuple[Array, ...]:
         weights = self._weights
         call = self._prepare(weights.dtype, x, hx)
         return self._shaped(call, run_layers(weights.packed(self._pack), call.x, call.layout, call.states, call.y))

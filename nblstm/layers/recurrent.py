@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -18,6 +19,7 @@ from nblstm.layers import checks
 from nblstm.layers.base import Layer, common_dtype
 from nblstm.layers.call import SequenceCall, dense
 from nblstm.layers.gradients import Backward, run_taped
+from nblstm.layers.stream import Stream
 from nblstm.sequences import check_packed
 from nblstm.weights.names import find_recurrent_layer
 
@@ -211,6 +213,34 @@ class RecurrentLayer(Layer):
         output = call.shaped(call.y)
         backward = Backward(type(self).__name__, call, tape, states, weights.parameters, self._suffixes(), input)
         return output, states if call.batched else tuple(state[:, 0] for state in states), backward
+
+    def stream(self, batch_size: int = 1, hx: Any = None) -> Stream:
+        """Return the network as a `Stream`, which goes on by a step a call and carries the states of all layers.
+
+        Parameters
+        ----------
+        batch_size : int
+            B, the rows that go on together.
+        hx : array or (array, array), optional
+            The first states, as a call takes them: (L, B, P) and, of an LSTM, (L, B, H). None: zeros.
+
+        Raises
+        ------
+        ValueError
+            A layer of both directions, whose reverse one begins with the last step; `batch_size` below 1.
+        RuntimeError
+            States of other sizes.
+        TypeError
+            A `batch_size` that is no whole number, or states that are no arrays.
+        """
+        name = type(self).__name__
+        if self.bidirectional:
+            because = "the reverse direction begins with the last step"
+            raise ValueError(message(f"{name} stream", "one direction", "bidirectional=True", because=because))
+        rows = checks.check_size(f"{name} stream", "batch_size", batch_size)
+        weights = self._weights
+        states = functools.partial(self._states, weights.dtype, batch=rows)
+        return Stream(name, weights.packed(self._pack), rows, states, hx)
 
     def trace(self, x: Any, hx: Any = None, *, lengths: Any = None, dropout_call: int | None = None) -> tuple[Any, ...]:
         """Run the network and return what every layer and direction went through: states and gates of all steps.

@@ -1,0 +1,106 @@
+"""Single steps: jobs that are made once and run again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nblstm import threads
+from nblstm.arrays import Array, address_of
+from nblstm.engine.jobs import fill_jobs, job_template
+from nblstm.engine.packing import DirectionWeights, aligned_empty
+from nblstm.kernels import stepping
+from nblstm.kernels.job import FIELDS
+from nblstm.kernels.policy import LINE
+from nblstm.kernels.recurrence import recurrence_float32, recurrence_float64
+
+_C_N = FIELDS.index("c_n")
+
+
+class Step(NamedTuple):
+    """What `nblstm.kernels.stepping.step_cell` has to know of a cell and a number of rows."""
+
+    run: Any  # that function
+    worker: int
+    template: Array
+    scratch: int
+
+
+def step_of(weights: DirectionWeights, rows: int) -> Step | None:
+    """Return what a step of so many rows needs, from the weights if they have it; None if it needs several threads."""
+    key = rows, threads.get_num_threads()
+    try:
+        step: Step | None = weights.job_templates[key]
+    except KeyError:
+        step = weights.job_templates[key] = _make_step(weights, rows)
+    return step
+
+
+def _make_step(weights: DirectionWeights, rows: int) -> Step | None:
+    if rows == 0 or not runs_alone(weights, rows):
+        return None
+    record, size = _job(weights, rows)
+    record[_C_N] = int(weights.cell.has_cell_state)
+    return Step(stepping.step_cell.of(weights.dtype), _worker(weights), record, size + rows * weights.outputs)
+
+
+def runs_alone(weights: DirectionWeights, rows: int) -> bool:
+    """Say whether a step of so many rows is best done by the calling thread."""
+    return job_template([weights], 1, rows, rows, threads.get_num_threads()).plan.threads == 1
+
+
+class Stepper:
+    """A network of one direction that goes on step by step, for a fixed number of rows; not for two threads at once.
+
+    states  h (L, B, P) and, where there is one, c (L, B, H): those after the last step, in place
+    """
+
+    def __init__(self, weights: Sequence[DirectionWeights], rows: int, states: Sequence[Array]) -> None:
+        """Begin with these states, which become the stepper's own."""
+        self._weights, self._rows, self.states = list(weights), rows, list(states)
+        first, item = self._weights[0], self._weights[0].dtype.itemsize
+        self._run = stepping.step_layers.of(first.dtype)
+        self._worker = _worker(first)
+        self._sizes = rows, first.inputs, first.outputs
+        found = [_job(layer, rows) for layer in self._weights]
+        self._jobs = np.array([record for record, _ in found])
+        line = LINE // item
+        sizes = [-(-size // line) * line for _, size in found] + [rows * first.outputs] * (len(found) - 1)
+        self._memory = aligned_empty(sum(sizes), first.dtype)
+        places = address_of(self._memory) + np.cumsum([0, *sizes[:-1]]) * item
+        count = len(found)
+        self._set("workspace", places[:count])
+        self._set("y", [*places[count:], 0])
+        self._set("x", [0, *places[count:]])
+        for name, state in zip(("h_n", "c_n"), self.states, strict=False):
+            self._set(name, address_of(state) + np.arange(count) * state.strides[0])
+
+    def _set(self, field: str, values: Any) -> None:
+        self._jobs[:, FIELDS.index(field)] = values
+
+    def step(self, x: Array, y: Array) -> bool:
+        """Go a step on, from x (B, I) to y (B, P), or both without B for one row; False, and nothing done, for others.
+
+        TypeError for other types than contiguous arrays of the weights' dtype with one or two axes.
+        """
+        done: bool = self._run(self._worker, self._jobs, x, y, *self._sizes)
+        return done
+
+    def copy(self) -> Stepper:
+        """Return another one that goes on from the same states."""
+        return Stepper(self._weights, self._rows, [state.copy() for state in self.states])
+
+
+def _job(weights: DirectionWeights, rows: int) -> tuple[Array, int]:
+    """Return a job of one step without its addresses, and the elements of its workspace."""
+    template = job_template([weights], 1, rows, rows, 1)
+    x, y = np.empty((1, rows, weights.inputs), weights.dtype), np.empty((1, rows, weights.outputs), weights.dtype)
+    states = [np.empty((1, rows, size), weights.dtype) for size in weights.state_sizes]
+    record: Array = fill_jobs(template, x, y, states, None, (None,) * 4, False, 0)[0]
+    return record, template.workspace
+
+
+def _worker(weights: DirectionWeights) -> int:
+    return (recurrence_float32 if weights.dtype == np.float32 else recurrence_float64).address
