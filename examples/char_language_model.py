@@ -126,7 +126,7 @@ def print_report(report: Report) -> None:
 def train(args: argparse.Namespace) -> None:
     """Do what the command line says."""
     text = read_text(args.text)
-    vocabulary = Vocabulary(text or "?")
+    vocabulary = Vocabulary(text)
     tokens = vocabulary.encode(text)
     held_out = len(tokens) // 10
     cut = RandomBatches if args.partition == "random" else SequentialBatches
