@@ -98,16 +98,15 @@ def read_text(path: Path) -> str:
 
 
 def draw_losses(path: Path, losses: list[float], title: str) -> None:
-    """Draw the losses of all steps, and their mean over the last hundred, to a PNG file. Needs matplotlib."""
+    """Draw the losses of all steps, and means of a hundredth of them each, to a PNG file. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    steps = np.arange(1, len(losses) + 1)
-    sums = np.concatenate([[0.0], np.cumsum(losses)])
-    first = np.maximum(steps - 100, 0)
-    axes.plot(steps, losses, color="tab:green", alpha=0.3, linewidth=0.8, label="a batch")
-    axes.plot(steps, (sums[steps] - sums[first]) / (steps - first), color="tab:green", label="mean of the last 100")
+    block = max(1, len(losses) // 100)
+    means = np.reshape(losses[: len(losses) // block * block], (-1, block)).mean(axis=1)
+    axes.plot(np.arange(1, len(losses) + 1), losses, color="tab:green", alpha=0.3, linewidth=0.8, label="a batch")
+    axes.plot((np.arange(len(means)) + 0.5) * block + 0.5, means, color="tab:green", label=f"mean of {block}")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats a character")
     axes.set_title(title, loc="left", fontsize=10)

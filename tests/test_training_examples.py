@@ -15,6 +15,7 @@ import pytest
 
 import nblstm
 from nblstm.commands.timing import is_installed
+from nblstm.training import RecurrentLanguageModel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -97,6 +98,18 @@ def run(*arguments: object) -> None:
     language_model.main([*map(str, arguments), *SIZES])
 
 
+# Step 18 of training ends the process as a kill does.
+KILLED = """
+import os, runpy, sys
+
+main = runpy.run_path(sys.argv[1])["main"]
+trainer = main.__globals__["Trainer"]
+step = trainer.step
+trainer.step = lambda self: os._exit(9) if self.steps == 17 else step(self)
+main(sys.argv[2:])
+"""
+
+
 def losses_in(path: Path) -> Any:
     return nblstm.load(path)["losses"]
 
@@ -121,12 +134,7 @@ def test_it_learns_draws_and_writes(text: Path, capsys: pytest.CaptureFixture[st
 def test_it_goes_on_where_it_was_killed(partition: str, text: Path) -> None:
     options = ["--partition", partition, "--layers", 2, "--dropout", 0.2, "--cell", "GRU", "--embedding", 8]
     run(text, "--steps", 30, "--checkpoint", "whole.npz", *options)
-    script = (
-        "import os, runpy, sys; main = runpy.run_path(sys.argv[1])['main']; trainer = main.__globals__['Trainer']; "
-    )
-    script += "step = trainer.step; trainer.step = lambda self: os._exit(9) if self.steps == 17 else step(self); "
-    script += "main(sys.argv[2:])"
-    command = [sys.executable, "-c", script, ROOT / "examples" / "char_language_model.py", text, *SIZES, *options]
+    command = [sys.executable, "-c", KILLED, ROOT / "examples" / "char_language_model.py", text, *SIZES, *options]
     command += ["--steps", 30, "--checkpoint", "run.npz", "--every", 7]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 9, done.stderr
@@ -139,18 +147,16 @@ def test_a_loss_that_is_not_finite_stops_it(text: Path) -> None:
     run(text, "--steps", 10, "--checkpoint", "run.npz")
     whole = nblstm.load("run.npz")
     options = ["--steps", 20, "--checkpoint", "run.npz", "--every", 1, "--resume"]
-    poisoned = language_model.main.__globals__["RecurrentLanguageModel"].loss_and_gradients
+    loss_and_gradients = RecurrentLanguageModel.loss_and_gradients
 
     def nan_at_13(self: Any, tokens: Any, targets: Any, state: Any = None, *, dropout_call: int) -> Any:
-        outcome = poisoned(self, tokens, targets, state, dropout_call=dropout_call)
+        outcome = loss_and_gradients(self, tokens, targets, state, dropout_call=dropout_call)
         return outcome._replace(loss=float("nan")) if dropout_call == 12 else outcome
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(language_model.main.__globals__["RecurrentLanguageModel"], "loss_and_gradients", nan_at_13)
-        with pytest.raises(
-            SystemExit, match=r"char_language_model: Trainer step 13: .* got a loss of nan .*run.npz has"
-        ):
-            run(text, *options)
+    words = r"char_language_model: Trainer step 13: .* got a loss of nan .*run.npz has"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match=words):
+        patch.setattr(RecurrentLanguageModel, "loss_and_gradients", nan_at_13)
+        run(text, *options)
     found = nblstm.load("run.npz")
     assert found["losses"].tolist()[:10] == whole["losses"].tolist() and len(found["losses"]) == 11
     run(text, *options)
@@ -191,3 +197,14 @@ def test_torchs_model_is_trained_on_the_same(text: Path, capsys: pytest.CaptureF
         found.append(float(re.findall(r"perplexity ([\d.]+) on the \d+ characters held out", said)[0]))
         assert f"{'torch' if options else 'nblstm'}: 100 steps in" in said
     assert found[0] == pytest.approx(found[1], rel=0.01)
+
+
+def test_the_documents_examples_run(torch: Any, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 3
+    namespace = {"text": text.read_text(encoding="utf-8")[:3000]}
+    for block in blocks:
+        exec(compile(block, "docs/training.md", "exec"), namespace)
+    said = re.findall(r"^print\(.*\)  # (.*)$", "".join(blocks), re.MULTILINE)
+    assert said and capsys.readouterr().out.splitlines() == said

@@ -74,9 +74,13 @@ def _run_of(path: str | os.PathLike[str], found: Any) -> dict[str, Any]:
     expected = f"a checkpoint that Trainer.save wrote, of format {_FORMAT}"
     if not isinstance(found, Mapping) or not {"run", "losses"} <= set(found):
         raise ValueError(message(os.fspath(path), expected, "a file of other arrays"))
-    run: dict[str, Any] = json.loads(found["run"].tobytes())
-    if run["format"] != _FORMAT:
-        raise ValueError(message(os.fspath(path), expected, f"format {run['format']}"))
+    try:
+        run: dict[str, Any] = json.loads(found["run"].tobytes())
+        kind = run["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(message(os.fspath(path), expected, "something else under 'run'")) from error
+    if kind != _FORMAT:
+        raise ValueError(message(os.fspath(path), expected, f"format {kind}"))
     return run
 
 

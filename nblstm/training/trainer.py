@@ -190,6 +190,8 @@ class Trainer:
             Numbers out of range, another extension of `checkpoint`.
         OSError
             The checkpoint cannot be written.
+        ImportError
+            A progress bar is asked for, and tqdm is not installed.
         """
         if as_whole_number("Trainer.run steps", steps) < 0:
             raise ValueError(message("Trainer.run steps", "0 or more", steps))
