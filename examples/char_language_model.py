@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from nblstm.errors import message
 from nblstm.training import Adam, RandomBatches, RecurrentLanguageModel, SequentialBatches, Trainer, Vocabulary
-from nblstm.training.language_model import exponential
+from nblstm.training.losses import perplexity_of
 from nblstm.training.trainer import Report, can_draw_progress
 
 Batches = RandomBatches | SequentialBatches
@@ -158,9 +158,8 @@ def train(args: argparse.Namespace) -> None:
     name = "torch" if args.torch else "nblstm"
     print(f"{name}: {done} steps in {seconds:.1f} s" + (f", {1000 * seconds / done:.1f} ms each" if done else ""))
     if losses:
-        print(
-            f"{name}: perplexity {exponential(float(np.mean(losses[-100:]))):.3f} over the last {len(losses[-100:])} steps"
-        )
+        last = losses[-100:]
+        print(f"{name}: perplexity {perplexity_of(float(np.mean(last))):.3f} over the last {len(last)} steps")
     if held_out > 1:
         print(f"{name}: perplexity {perplexity(tokens[-held_out:]):.3f} on the {held_out:,} characters held out")
     if losses:

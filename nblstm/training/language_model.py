@@ -26,7 +26,8 @@ from nblstm.layers.rnn import RNN
 from nblstm.training.embedding import Embedding
 from nblstm.training.indices import one_hot
 from nblstm.training.linear import Linear
-from nblstm.training.losses import cross_entropy
+from nblstm.training.losses import cross_entropy, perplexity_of
+from nblstm.training.sampling import drawn_tokens
 from nblstm.weights.names import RecurrentSpec, list_recurrent
 
 _CELLS: dict[str, type[LSTM] | type[GRU] | type[RNN]] = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
@@ -306,7 +307,7 @@ class RecurrentLanguageModel:
             part = text[start : start + _STEPS_AT_ONCE + 1]
             logits, state = model(part[:-1], state)
             total += cross_entropy(logits, part[1:], reduction="sum")[0]
-        return exponential(total / (len(text) - 1))
+        return perplexity_of(total / (len(text) - 1))
 
     def sample(
         self, prompt: Any, count: int | None = None, *, temperature: float = 1.0, seed: int | None = None
@@ -344,7 +345,7 @@ class RecurrentLanguageModel:
             raise ValueError(message(f"{argument} temperature", "a finite number of 0 or more", temperature))
         random = np.random.default_rng(checks.check_seed(argument, seed))
         model = self._evaluating()
-        return islice(_drawn(model, *model(text), temperature, random), count)
+        return islice(drawn_tokens(model, *model(text), temperature, random), count)
 
     def _evaluating(self) -> RecurrentLanguageModel:
         """Return a model out of training mode with the weights that this one has now; later changes do not reach it."""
@@ -359,32 +360,3 @@ class RecurrentLanguageModel:
 
     def _one_hot(self, tokens: Any) -> Array:
         return one_hot(tokens, self.vocab_size, dtype=self.dtype)
-
-
-def _drawn(
-    model: RecurrentLanguageModel, logits: Array, state: Any, temperature: float, random: np.random.Generator
-) -> Iterator[int]:
-    """Draw tokens without end."""
-    while True:
-        token = _draw(logits[-1].astype(np.float64), temperature, random)
-        yield token
-        logits, state = model([token], state)
-
-
-def _draw(scores: Array, temperature: float, random: np.random.Generator) -> int:
-    """Return a token with the probability of its score."""
-    if temperature == 0:
-        return int(scores.argmax())
-    with np.errstate(all="ignore"):
-        chances = np.exp((scores - scores.max()) / temperature)
-        return int(random.choice(len(chances), p=chances / chances.sum()))
-
-
-def exponential(loss: float) -> float:
-    """Return exp(loss), the perplexity of a mean loss in nats; inf where that is too large for a float.
-
-    >>> exponential(0.0), exponential(1e6)
-    (1.0, inf)
-    """
-    with np.errstate(over="ignore"):
-        return float(np.exp(loss))

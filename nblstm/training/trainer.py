@@ -19,7 +19,8 @@ from nblstm.errors import message
 from nblstm.layers.base import Layer
 from nblstm.training.checkpoint import Checkpoint, read_checkpoint
 from nblstm.training.clipping import clip_grad_norm
-from nblstm.training.language_model import Outcome, exponential
+from nblstm.training.language_model import Outcome
+from nblstm.training.losses import perplexity_of
 from nblstm.training.optimizer import Optimizer
 from nblstm.training.text import Batch
 
@@ -55,7 +56,7 @@ class Report(NamedTuple):
     @property
     def perplexity(self) -> float:
         """Exp of the loss."""
-        return exponential(self.loss)
+        return perplexity_of(self.loss)
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -144,7 +145,7 @@ class Trainer:
     def perplexity(self, last: int = 100) -> float:
         """Return exp of the mean loss of the `last` steps, or of as many as there have been; NaN before the first."""
         losses = self.losses[-last:]
-        return exponential(sum(losses) / len(losses)) if losses else math.nan
+        return perplexity_of(sum(losses) / len(losses)) if losses else math.nan
 
     def step(self) -> Report:
         """Do one step of training.
