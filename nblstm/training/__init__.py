@@ -23,23 +23,36 @@ from nblstm.training.clipping import clip_grad_norm, clip_grad_value
 from nblstm.training.dropout import Dropout
 from nblstm.training.embedding import Embedding
 from nblstm.training.gradients import Gradients
+from nblstm.training.indices import one_hot
 from nblstm.training.initial_state import InitialState
+from nblstm.training.language_model import RecurrentLanguageModel
 from nblstm.training.linear import Linear
 from nblstm.training.losses import cross_entropy, l1_loss, mse_loss
 from nblstm.training.optim import SGD, Adam, AdamW
+from nblstm.training.text import Batch, RandomBatches, SequentialBatches, Vocabulary
+from nblstm.training.trainer import NonFiniteLossError, Report, Trainer
 
 __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Batch",
     "Dropout",
     "Embedding",
     "Gradients",
     "InitialState",
     "Linear",
+    "NonFiniteLossError",
+    "RandomBatches",
+    "RecurrentLanguageModel",
+    "Report",
+    "SequentialBatches",
+    "Trainer",
+    "Vocabulary",
     "clip_grad_norm",
     "clip_grad_value",
     "cross_entropy",
     "l1_loss",
     "mse_loss",
+    "one_hot",
 ]

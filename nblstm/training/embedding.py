@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nblstm.arrays import Array, address_of, as_array
+from nblstm.arrays import Array, address_of
 from nblstm.errors import message
 from nblstm.kernels.embedding import add_rows
 from nblstm.layers import checks
 from nblstm.layers.base import Layer, common_dtype
 from nblstm.training.from_names import find_weight
 from nblstm.training.gradients import Gradients, check_gradient
+from nblstm.training.indices import as_indices
 
 
 class Embedding(Layer):
@@ -142,12 +143,5 @@ class Embedding(Layer):
         return weight.take(indices, axis=0, mode="clip")  # all are in range, and that mode does not check once more
 
     def _indices(self, value: Any) -> Array:
-        argument = f"{type(self).__name__} indices"
-        array = as_array(argument, value)
-        if array.dtype.kind not in "iu":
-            raise TypeError(message(argument, "whole numbers", f"dtype {array.dtype}"))
-        lowest, highest = (int(array.min()), int(array.max())) if array.size else (0, 0)
-        if lowest < 0 or highest >= self.num_embeddings:
-            because, got = f"num_embeddings={self.num_embeddings}", lowest if lowest < 0 else highest
-            raise IndexError(message(argument, f"0 ... {self.num_embeddings - 1}", got, because=because))
-        return np.ascontiguousarray(array, np.int64).reshape(array.shape)
+        because = f"num_embeddings={self.num_embeddings}"
+        return as_indices(f"{type(self).__name__} indices", value, self.num_embeddings, because)

@@ -110,6 +110,16 @@ def l1_loss(input: Any, target: Any, *, reduction: str = "mean") -> tuple[float,
         return loss, np.asarray(np.sign(difference) * difference.dtype.type(1 / divisor))
 
 
+def perplexity_of(loss: float) -> float:
+    """Return exp of a mean cross-entropy; inf where that is too large for a float.
+
+    >>> perplexity_of(0.0), perplexity_of(1e6)
+    (1.0, inf)
+    """
+    with np.errstate(over="ignore"):
+        return float(np.exp(loss))
+
+
 def _reduced(losses: Array, count: int, mean: bool) -> float:
     total = float(losses.sum(dtype=np.float64))
     if not mean:
