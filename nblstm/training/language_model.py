@@ -257,7 +257,7 @@ class RecurrentLanguageModel:
         TypeError, ValueError, RuntimeError
             Tokens that are no whole numbers; states that do not fit.
         """
-        x = self._one_hot(tokens) if self.embedding is None else self.embedding(tokens)
+        x = self._vectors(tokens)
         output, state = self.rnn(x, state, dropout_call=dropout_call)
         return self.decoder(output), state
 
@@ -345,7 +345,12 @@ class RecurrentLanguageModel:
             raise ValueError(message(f"{argument} temperature", "a finite number of 0 or more", temperature))
         random = np.random.default_rng(checks.check_seed(argument, seed))
         model = self._evaluating()
-        return islice(drawn_tokens(model, *model(text), temperature, random), count)
+        logits, state = model(text[:, None])
+        stream = model.rnn.stream(1, state)
+        drawn = drawn_tokens(
+            lambda token: model.decoder(stream(model._vectors([token])))[0], logits[-1, 0], temperature, random
+        )
+        return islice(drawn, count)
 
     def _evaluating(self) -> RecurrentLanguageModel:
         """Return a model out of training mode with the weights that this one has now; later changes do not reach it."""
@@ -357,6 +362,10 @@ class RecurrentLanguageModel:
     def _named_layers(self) -> list[tuple[str, Layer]]:
         found = [("embedding", self.embedding), ("rnn", self.rnn), ("decoder", self.decoder)]
         return [(name, layer) for name, layer in found if layer is not None]
+
+    def _vectors(self, tokens: Any) -> Array:
+        """Return what stands for the tokens, (..., V) or (..., E)."""
+        return self._one_hot(tokens) if self.embedding is None else self.embedding(tokens)
 
     def _one_hot(self, tokens: Any) -> Array:
         return one_hot(tokens, self.vocab_size, dtype=self.dtype)

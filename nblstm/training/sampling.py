@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -11,17 +10,13 @@ from nblstm.arrays import Array
 
 
 def drawn_tokens(
-    model: Callable[[list[int], Any], tuple[Array, Any]],
-    logits: Array,
-    state: Any,
-    temperature: float,
-    random: np.random.Generator,
+    scores_after: Callable[[int], Array], scores: Array, temperature: float, random: np.random.Generator
 ) -> Iterator[int]:
-    """Draw tokens without end, from what the model returned for the prompt: scores (T, V) and states."""
+    """Draw tokens without end: the first from `scores` (V,), each further one from those after the last."""
     while True:
-        token = _draw(logits[-1].astype(np.float64), temperature, random)
+        token = _draw(scores.astype(np.float64), temperature, random)
         yield token
-        logits, state = model([token], state)
+        scores = scores_after(token)
 
 
 def _draw(scores: Array, temperature: float, random: np.random.Generator) -> int:
