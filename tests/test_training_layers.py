@@ -261,7 +261,7 @@ def test_equal_indices_are_summed_in_their_order() -> None:
 
 def test_dropout_keeps_and_scales() -> None:
     x = np.random.default_rng(0).standard_normal((50, 20, 30)).astype(np.float32)
-    for p in (0.2, 0.5, 0.9):
+    for p in (0.276, 0.5, 0.731):
         output, backward = Dropout(p, seed=1).vjp(x)
         kept = output != 0
         assert abs(kept.mean() - (1 - p)) < 0.01
