@@ -96,11 +96,15 @@ class Layer:
         seed: np.random.SeedSequence,
     ) -> None:
         """Draw all parameters from U(-1/sqrt(H), 1/sqrt(H)), in their order; start in training mode, like torch."""
-        bound, random = 1 / math.sqrt(hidden_size), np.random.default_rng(seed)
-        self._start(shapes, dtype, lambda shape: random.uniform(-bound, bound, shape))
+        bound = 1 / math.sqrt(hidden_size)
+        self._start(shapes, dtype, seed, lambda random, shape: random.uniform(-bound, bound, shape))
 
     def _start(
-        self, shapes: Mapping[str, tuple[int, ...]], dtype: npt.DTypeLike, draw: Callable[[tuple[int, ...]], Array]
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: npt.DTypeLike,
+        seed: np.random.SeedSequence | None,
+        draw: Callable[[np.random.Generator, tuple[int, ...]], Array],
     ) -> None:
         """Set all parameters to what `draw` gives for their shapes; inside `_with_parameters`, to those given there."""
         found = float_dtype(f"{type(self).__name__} dtype", dtype)
@@ -110,7 +114,8 @@ class Layer:
             self._weights = Weights({name: np.empty(shape, found) for name, shape in shapes.items()})
             self.load_state_dict(given)
             return
-        self._weights = Weights({name: draw(shape).astype(found) for name, shape in shapes.items()})
+        random = np.random.default_rng(seed)
+        self._weights = Weights({name: draw(random, shape).astype(found) for name, shape in shapes.items()})
 
     @classmethod
     def _with_parameters(cls: type[Self], parameters: Mapping[str, Array], *sizes: int, **options: Any) -> Self:

@@ -52,7 +52,7 @@ class Dropout(Layer):
         self._seed = int(sequence.generate_state(1, np.uint64)[0])
         # Threads draw call numbers from this: next() is atomic, and a range iterator can be copied and pickled.
         self._calls = iter(range(2**62))
-        self._start({}, np.float32, np.zeros)
+        self._start({}, np.float32, None, lambda random, shape: np.zeros(shape))
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy counts its calls for itself.

@@ -71,15 +71,15 @@ class Embedding(Layer):
                 raise ValueError(message(f"{name} padding_idx", expected, padding_idx, because=because))
             padding_idx %= num_embeddings
         self.padding_idx = padding_idx
-        random = np.random.default_rng(np.random.SeedSequence(checks.check_seed(name, seed)))
 
-        def draw(shape: tuple[int, ...]) -> Array:
+        def draw(random: np.random.Generator, shape: tuple[int, ...]) -> Array:
             table = random.standard_normal(shape)
             if padding_idx is not None:
                 table[padding_idx] = 0
             return table
 
-        self._start({"weight": (num_embeddings, embedding_dim)}, dtype, draw)
+        shapes = {"weight": (num_embeddings, embedding_dim)}
+        self._start(shapes, dtype, np.random.SeedSequence(checks.check_seed(name, seed)), draw)
 
     @classmethod
     def from_state_dict(

@@ -52,7 +52,7 @@ class InitialState(Layer):
         shapes = {"h_0": (rows, layer.proj_size or layer.hidden_size)}
         if layer._cell.has_cell_state:
             shapes["c_0"] = (rows, layer.hidden_size)
-        self._start(shapes, layer.dtype, np.zeros)
+        self._start(shapes, layer.dtype, None, lambda random, shape: np.zeros(shape))
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}={array.shape}" for name, array in self.named_parameters())
