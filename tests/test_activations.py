@@ -92,3 +92,12 @@ def test_smallest_numbers():
     underflowing = evaluate("sigmoid", np.linspace(-708, -750, 10_001))
     assert np.all(np.diff(underflowing) <= 0) and underflowing[0] > 0
     assert np.all(underflowing[underflowing < 1e-308] == 0) and underflowing[-1] == 0
+
+
+@pytest.mark.parametrize("low, high, most", [(1, 2, 1e-6), (3, 5, 1e-5), (5, 6, 1e-4), (6, 8, 1e-3)])
+def test_tanh_is_not_biased_near_its_ends(low, high, most):
+    """The gradient 1 - tanh^2 has the difference from 1 for all its digits."""
+    x = np.linspace(low, high, 1_000_001, dtype=np.float32)
+    exact = 1 - np.tanh(x.astype(np.float64)) ** 2
+    found = 1 - evaluate("tanh", x).astype(np.float64) ** 2
+    assert abs(np.mean(found / exact - 1)) < most

@@ -165,3 +165,19 @@ def test_states_of_older_torch_load() -> None:
     group = adamw.state_dict()["param_groups"][0]
     assert group["decoupled_weight_decay"] and group["initial_lr"] == 0.5 and group["betas"] == (0.9, 0.99)
     assert adamw.state_dict()["state"][0]["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "words"),
+    [
+        (None, TypeError, r"\['param_groups'\]: expected a list of groups, got NoneType"),
+        ([{"params": [[0]] * 4}], ValueError, r"\['params'\]: expected different numbers"),
+        ([{"params": [0, 0, 1, 2]}], ValueError, r"\['params'\]: expected different numbers"),
+    ],
+)
+def test_numbers_of_parameters_are_checked(groups: Any, error: type[Exception], words: str) -> None:
+    optimizer = Adam(GRU(2, 3, seed=0))
+    if groups is not None:
+        groups = [{**optimizer.state_dict()["param_groups"][0], **groups[0]}]
+    with pytest.raises(error, match=words):
+        optimizer.load_state_dict({"state": {}, "param_groups": groups})

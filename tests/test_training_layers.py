@@ -123,7 +123,7 @@ def test_only_long_products_wake_a_thread(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("shape", [(9, 5), (1, 1), (3, 40), (40, 3), (5, 64)])
 def test_whole_panels_are_read_within_the_array_or_its_copy(shape: Any) -> None:
     array = np.random.default_rng(0).standard_normal(shape)
-    size = dense._width(array.dtype) * -(-shape[1] // dense._width(array.dtype)) * array.itemsize
+    size = dense.panel_width(array.dtype) * -(-shape[1] // dense.panel_width(array.dtype)) * array.itemsize
     addresses, room = dense._rows_with_room(array)
     for row, address in enumerate(addresses):
         owner = array if address == array.ctypes.data + row * array.strides[0] else room
@@ -372,3 +372,19 @@ ONES = np.ones((2, 6), np.float32)
 def test_errors(call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_bias_of_many_rows() -> None:
+    dy = np.random.default_rng(0).standard_normal((30_000, 20)).astype(np.float32)
+    exact = dy.sum(axis=0, dtype=np.float64)
+    scale = np.abs(dy).sum(axis=0, dtype=np.float64)
+    for inputs in (5, 40):
+        _, backward = Linear(inputs, 20, seed=0).vjp(np.ones((30_000, inputs), np.float32))
+        assert np.all(np.abs(backward(dy).parameters["bias"] - exact) < 1e-8 * scale)
+
+
+def test_infinite_gradients_do_not_warn() -> None:
+    dy = np.full((300, 20), np.inf, np.float32)
+    dy[::2] = -np.inf
+    _, backward = Linear(5, 20, seed=0).vjp(np.ones((300, 5), np.float32))
+    assert np.isnan(backward(dy).parameters["bias"]).all()

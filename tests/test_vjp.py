@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -273,3 +276,60 @@ def test_bad_gradients(arguments: dict[str, Any], error: type[Exception], words:
     _, backward = GRU(4, 9, seed=0).vjp(np.ones((6, 3, 4), np.float32))
     with pytest.raises(error, match=words):
         backward(**arguments)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_row_has_the_same_gradients_alone(kind: str) -> None:
+    """Also where the rows of all steps are cut into chunks, others for one row than for many."""
+    layer = KINDS[kind](8, 64, seed=0)
+    x, hx = random_inputs(layer, 300, 12)
+    (output, states), backward = layer.vjp(x, hx)
+    d_output, d_state = gradients_of(output, states, 0)
+    together = backward(d_output, d_state)
+    for row in (0, 7, 11):
+        own = slice(row, row + 1)
+        (_, _), backward = layer.vjp(x[:, own], of_each(lambda state, own=own: state[:, own], hx))
+        alone = backward(d_output[:, own], of_each(lambda state, own=own: state[:, own], d_state))
+        assert np.array_equal(alone.input, together.input[:, own])
+        for one, all_rows in zip(as_tuple(alone.hx), as_tuple(together.hx), strict=True):
+            assert np.array_equal(one, all_rows[:, own])
+
+
+def test_dropout_where_all_rows_are_shorter() -> None:
+    layer = LSTM(3, 5, 3, dropout=0.5, bidirectional=True, seed=0)
+    x, hx = random_inputs(layer, 40, 4)
+    lengths = [7, 2, 5, 7]
+    (output, states), backward = layer.vjp(x, hx, lengths=lengths, dropout_call=3)
+    d_output, d_state = gradients_of(output, states, 0)
+    (_, _), short = layer.vjp(x[:7], hx, lengths=lengths, dropout_call=3)
+    got, expected = flat(backward(d_output, d_state)), flat(short(d_output[:7], d_state))
+    assert not got["input"][7:].any()
+    got["input"] = got["input"][:7]
+    assert all(np.array_equal(got[name], array) for name, array in expected.items())
+
+
+def test_a_packed_gradient_must_lie_as_the_output_does() -> None:
+    layer = LSTM(3, 5, seed=0)
+    x, _ = random_inputs(layer, 6, 3)
+    (output, _), backward = layer.vjp(nblstm.pack_padded_sequence(x, [4, 6, 4], enforce_sorted=False))
+    expected = backward(output)
+    assert np.array_equal(backward(output.data).parameters["weight_ih_l0"], expected.parameters["weight_ih_l0"])
+    order = output.sorted_indices[[0, 2, 1]]
+    swapped = output._replace(sorted_indices=order, unsorted_indices=np.argsort(order))
+    others = nblstm.pack_padded_sequence(np.ones((6, 3, 5), np.float32), [5, 6, 3], enforce_sorted=False)
+    for other, words in ((swapped, "sorted_indices"), (others, "batch_sizes")):
+        with pytest.raises(ValueError, match=f"expected the {words} of the output"):
+            backward(other)
+
+
+def test_a_small_call_leaves_the_threads_asleep() -> None:
+    script = """
+import numpy as np, nblstm
+from nblstm.training import Linear
+(output, _), backward = nblstm.GRU(2, 3, seed=0).vjp(np.ones((2, 1, 2), np.float32))
+backward(output)
+output, backward = Linear(2, 2, seed=0).vjp(np.ones((2, 2), np.float32))
+backward(output)
+assert nblstm.threads._layer is None
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(nblstm.__file__).parents[1], timeout=300)

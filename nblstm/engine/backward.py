@@ -64,16 +64,16 @@ def run_backward(
     if layout.rows is not None and layout.batch_sizes is not None:
         longest = int(np.count_nonzero(layout.batch_sizes))
         layout = layout._replace(steps=longest, batch_sizes=layout.batch_sizes[:longest])
-    drops = dropout is not None and dropout.p > 0
+    drops = dropout if dropout is not None and dropout.p > 0 else None
     directions = len(tape.weights[0])
     found: list[list[DirectionGradients]] = []
     dx = None
     for number in reversed(range(len(tape.weights))):
         own = slice(number * directions, (number + 1) * directions)
         source = tape.x if number == 0 else tape.records[number - 1].h
-        if dropout is not None and drops and number > 0:
-            source = source.copy()
-            drop_between(source, layout, 0, number - 1, dropout)
+        if drops is not None and number > 0:
+            source = _valid_steps(source, layout).copy()
+            drop_between(source, layout, 0, number - 1, drops)
         layer = TapedLayer(
             tape.weights[number],
             tape.packed[number],
@@ -84,10 +84,15 @@ def run_backward(
         )
         dx = _fresh_gradient(source, layout, directions) if number > 0 or wants_input else None
         found.insert(0, _layer_gradients(layer, dy, [state[own] for state in d_states], dx))
-        if dropout is not None and drops and number > 0 and dx is not None:
-            drop_between(dx, layout, 0, number - 1, dropout)
+        if drops is not None and number > 0 and dx is not None:
+            drop_between(_valid_steps(dx, layout), layout, 0, number - 1, drops)
         dy = dx
     return found, dx
+
+
+def _valid_steps(y: Array, layout: SequenceLayout) -> Array:
+    """Return what a layer's output has up to the end of the longest row."""
+    return y if layout.packed else y[: layout.steps]
 
 
 def _fresh_gradient(x: Array, layout: SequenceLayout, directions: int) -> Array:
@@ -100,12 +105,12 @@ def _layer_gradients(
     layer: TapedLayer, dy: Array | None, d_states: Sequence[Array], dx: Array | None
 ) -> list[DirectionGradients]:
     """Take one layer back; `dx` is to be filled, the other arguments are those of `run_backward`."""
-    plan, usable = _plan(layer)
+    plan = _plan(layer)
     order = RowOrder(layer.layout, plan.parts if plan.split == ROWS else 1)
     chunks = list(_chunks(order, layer.weights[0]))
     longest = max(max(end - begin for begin, end in (order.rows_of(*chunk, d) for d in range(2))) for chunk in chunks)
     back = ThroughTime(layer, plan, order, longest, dy, d_states)
-    directions = [_Direction(layer, d, order, longest, dx, usable) for d in range(len(layer.weights))]
+    directions = [_Direction(layer, d, order, longest, dx) for d in range(len(layer.weights))]
     for first, last in reversed(chunks):
         back.run(first, last)
         for number, direction in enumerate(directions):
@@ -128,25 +133,22 @@ def _chunks(order: RowOrder, weights: DirectionWeights) -> Iterator[tuple[int, i
         first = last
 
 
-def _plan(layer: TapedLayer) -> tuple[Plan, int]:
-    """Return the plan of the steps, and how many threads the products may have."""
+def _plan(layer: TapedLayer) -> Plan:
+    """Return the plan of the steps."""
     first, layout, count = layer.weights[0], layer.layout, threads.get_num_threads()
     sizes = len(layer.weights), layout.steps, layout.batch, layout.mean_rows
     plan = planning.choose(first, *sizes, count)
-    usable = count if count == 1 else min(count, threads.usable())
-    if plan.threads > usable:
+    if plan.threads > 1 and (usable := threads.usable()) < plan.threads:
         plan = planning.choose(first, *sizes, usable)
-    return plan, usable
+    return plan
 
 
 class _Direction:
     """What follows from the gradients of the gates' sums of one direction, summed over the chunks."""
 
-    def __init__(
-        self, layer: TapedLayer, number: int, order: RowOrder, rows: int, dx: Array | None, usable: int
-    ) -> None:
+    def __init__(self, layer: TapedLayer, number: int, order: RowOrder, rows: int, dx: Array | None) -> None:
         weights = layer.weights[number]
-        self._weights, self._packed, self._usable = weights, layer.packed[number], usable
+        self._weights, self._packed = weights, layer.packed[number]
         self._position, self._adds = order.positions(), len(layer.weights) > 1
         self._x_rows, self._x_item = order.addresses(layer.x), layer.x.strides[-1] // layer.x.itemsize
         self._first_h = layer.first_h(number)  # whose memory addresses lead to
@@ -160,7 +162,7 @@ class _Direction:
         gates = {"slots": cell.gates + cell.apart, "slot_size": weights.padded_units, "units": weights.units}
         columns = {"inputs": weights.inputs, "x_item": self._x_item, "ones": 1, "outputs": weights.outputs}
         sizes = {**gates, **columns, "apart": int(cell.apart), "kept_size": 0}
-        self._sums = WeightGradients(sizes, dtype, rows, usable)
+        self._sums = WeightGradients(sizes, dtype, rows)
         matrix = cell.gates * weights.units
         w_hr = None
         if weights.projection_panels is not None:
@@ -168,7 +170,7 @@ class _Direction:
             outputs = {"slots": 1, "slot_size": weights.outputs, "units": weights.outputs}
             hidden = {"inputs": weights.units, "x_item": 1, "ones": 0, "outputs": 0, "recompute": 1}
             kept = {"apart": 0, "kept_size": weights.padded_units}
-            self._projection_sums = WeightGradients({**outputs, **hidden, **kept}, dtype, rows, usable)
+            self._projection_sums = WeightGradients({**outputs, **hidden, **kept}, dtype, rows)
             w_hr = np.empty((weights.outputs, weights.units), dtype)
         shapes = (matrix, weights.inputs), (matrix, weights.outputs), (matrix,), (matrix,)
         w_ih, w_hh, b_ih, b_hh = (np.empty(shape, dtype) for shape in shapes)
@@ -189,4 +191,4 @@ class _Direction:
             terms = self._weights.cell.gates * self._weights.padded_units
             panels, columns = self._packed.input_panels, self._weights.inputs
             rows = self._dx_rows[begin:end]
-            multiply_to_rows(gradients[: end - begin], panels, terms, rows, columns, self._adds, self._usable)
+            multiply_to_rows(gradients[: end - begin], panels, terms, rows, columns, self._adds)

@@ -19,11 +19,14 @@ from nblstm import threads
 from nblstm.arrays import Array, address_of
 from nblstm.engine import plan as planning
 from nblstm.engine.packing import aligned_empty, pack_panels
-from nblstm.engine.products import ZEROS, WeightGradients
+from nblstm.engine.products import ZEROS, WeightGradients, panel_width
 from nblstm.kernels import team
 from nblstm.kernels.dense import ROWS_AT_ONCE, dense_float32, dense_float64, pack_columns, pack_rows
-from nblstm.kernels.policy import lanes
-from nblstm.kernels.tile import PANEL_VECTORS
+from nblstm.kernels.weight_gradients import ROWS_AT_ONCE as ROWS_OF_A_BLOCK
+
+_SUMMED_ROWS = 128
+# Of the operand that is turned round, at once.
+_BYTES_AT_ONCE = 2 << 20
 
 
 class DenseWeights(NamedTuple):
@@ -39,7 +42,7 @@ def pack_forward(parameters: Mapping[str, Array]) -> DenseWeights:
     """Pack ``weight`` (O, I) and, where it is there, ``bias`` (O,) for `multiply_rows` of x."""
     weight, bias = parameters["weight"], parameters.get("bias")
     outputs, inputs = weight.shape
-    packed = aligned_empty(-(-outputs // _width(weight.dtype)) * _width(weight.dtype) * inputs, weight.dtype)
+    packed = aligned_empty(-(-outputs // panel_width(weight.dtype)) * panel_width(weight.dtype) * inputs, weight.dtype)
     pack_rows(outputs, inputs, address_of(weight), packed)
     return DenseWeights(packed, None if bias is None else pack_panels(bias[:, None]), outputs, inputs)
 
@@ -48,7 +51,7 @@ def pack_transposed(parameters: Mapping[str, Array]) -> DenseWeights:
     """Pack ``weight`` (O, I) for `multiply_rows` of dy, which gives dx."""
     weight = parameters["weight"]
     outputs, inputs = weight.shape
-    width = _width(weight.dtype)
+    width = panel_width(weight.dtype)
     packed = aligned_empty(-(-inputs // width) * outputs * width, weight.dtype)
     pack_columns(outputs, inputs, address_of(weight), packed)
     return DenseWeights(packed, None, inputs, outputs)
@@ -62,7 +65,7 @@ def multiply_rows(x: Array, weights: DenseWeights) -> Array:
         return y
     row_parts, column_parts = _split(rows, weights.outputs, weights.terms, dtype.itemsize)
     parts = row_parts * column_parts
-    scratch = np.empty(parts * ROWS_AT_ONCE * _width(dtype), dtype)
+    scratch = np.empty(parts * ROWS_AT_ONCE * panel_width(dtype), dtype)
     job = np.array(
         [
             rows,
@@ -91,26 +94,31 @@ def sum_products(dy: Array, x: Array) -> tuple[Array, Array]:
         return np.zeros((outputs, inputs), dy.dtype), np.zeros(outputs, dy.dtype)
     # The kernel turns the one operand round and cuts the other into panels: the first should be the smaller.
     if inputs <= outputs:
-        return _sum_products(dy, x, ones=1)
-    matrix, _ = _sum_products(x, dy, ones=0)
-    return np.ascontiguousarray(matrix.T), _sum_rows(dy)
+        return _sum_products(dy, x), sum_rows(dy)
+    return np.ascontiguousarray(_sum_products(x, dy).T), sum_rows(dy)
 
 
-def _sum_products(wide: Array, narrow: Array, ones: int) -> tuple[Array, Array]:
-    """Return the sums over rows of products of the columns of two arrays, and of those of the wide one."""
-    rows, columns = wide.shape
-    sizes = {"slots": 1, "slot_size": columns, "units": columns, "inputs": narrow.shape[1], "x_item": 1, "ones": ones}
-    sums = WeightGradients({**sizes, "outputs": 0, "kept_size": 0}, wide.dtype, rows, threads.usable())
+def _sum_products(wide: Array, narrow: Array) -> Array:
+    """Return the sums over rows of products of the columns of two arrays."""
+    (rows, columns), inputs = wide.shape, narrow.shape[1]
+    sizes = {"slots": 1, "slot_size": columns, "units": columns, "inputs": inputs, "x_item": 1}
+    at_once = min(rows, max(1, _BYTES_AT_ONCE // (inputs * wide.itemsize * ROWS_OF_A_BLOCK)) * ROWS_OF_A_BLOCK)
+    sums = WeightGradients({**sizes, "ones": 0, "outputs": 0, "kept_size": 0}, wide.dtype, at_once)
     wide_rows, _room = _rows_with_room(wide)
-    matrix, total = np.empty((columns, narrow.shape[1]), wide.dtype), np.empty(columns, wide.dtype)
-    sums.add(_row_addresses(narrow), None, wide_rows, {"w_ih": matrix, "b_ih": total})
-    return matrix, total
+    narrow_rows, matrix = _row_addresses(narrow), np.empty((columns, inputs), wide.dtype)
+    for begin in range(0, rows, at_once):
+        part = slice(begin, begin + at_once)
+        sums.add(narrow_rows[part], None, wide_rows[part], {"w_ih": matrix} if begin + at_once >= rows else None)
+    return matrix
 
 
-def _sum_rows(dy: Array) -> Array:
-    """Return the sum over rows in blocks, as that of the products is."""
-    blocks = np.add.reduceat(dy, np.arange(0, len(dy), 128), axis=0)
-    return np.asarray(blocks.sum(axis=0, dtype=np.float64).astype(dy.dtype))
+def sum_rows(rows: Array) -> Array:
+    """Return the sum over the first axis: blocks of 128 rows in the dtype, their sums in float64."""
+    with np.errstate(all="ignore"):  # infinities are not for NumPy to warn of
+        whole = len(rows) // _SUMMED_ROWS * _SUMMED_ROWS
+        blocks = rows[:whole].reshape(-1, _SUMMED_ROWS, *rows.shape[1:]).sum(axis=1)
+        total = blocks.sum(axis=0, dtype=np.float64) + rows[whole:].sum(axis=0)
+        return np.asarray(total.astype(rows.dtype))
 
 
 def _split(rows: int, outputs: int, terms: int, itemsize: int, panels_only: bool = False) -> tuple[int, int]:
@@ -121,11 +129,6 @@ def _split(rows: int, outputs: int, terms: int, itemsize: int, panels_only: bool
     if max(parts) > 1 and (usable := threads.usable()) < count:
         parts = planning.choose_product(*sizes, usable, panels_only)
     return parts
-
-
-def _width(dtype: np.dtype[Any]) -> int:
-    """Return how many outputs a panel has."""
-    return PANEL_VECTORS * lanes(dtype.itemsize)
 
 
 def _row_addresses(array: Array) -> Array:
@@ -140,7 +143,7 @@ def _rows_with_room(array: Array) -> tuple[Array, Any]:
     from a copy that has room.
     """
     rows, columns = array.shape
-    past = -columns % _width(array.dtype)
+    past = -columns % panel_width(array.dtype)
     addresses = _row_addresses(array)
     if past == 0:
         return addresses, None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nblstm import threads
 from nblstm.arrays import Array, address_of
 from nblstm.engine import plan as planning
 from nblstm.engine.packing import aligned_empty
@@ -34,16 +35,22 @@ def panel_width(dtype: np.dtype[Any]) -> int:
     return PANEL_VECTORS * lanes(dtype.itemsize)
 
 
+def _workers(alone: float, most: int) -> int:
+    """Return how many threads to give to a product that takes one so many nanoseconds, and has so many parts."""
+    count = planning.threads_for(alone, min(threads.get_num_threads(), most))
+    return count if count == 1 else planning.threads_for(alone, min(threads.usable(), most))
+
+
 class WeightGradients:
     """The gradients of one matrix of inputs and one of hidden states, or of one alone, summed over several calls."""
 
-    def __init__(self, fields: dict[str, int], dtype: np.dtype[Any], rows: int, threads: int) -> None:
+    def __init__(self, fields: dict[str, int], dtype: np.dtype[Any], rows: int) -> None:
         """Make the buffers for calls of up to so many rows; `fields` are those of the sizes."""
         columns = fields["inputs"] + fields["ones"] + fields["outputs"]
         width = panel_width(dtype)
         panels = -(-fields["slots"] * fields["slot_size"] // width)
         alone = planning.product_estimate(columns, panels * width, rows, dtype.itemsize)
-        self._workers = planning.threads_for(alone, min(threads, panels))
+        self._workers = _workers(alone, panels)
         sizes = {
             "columns": -(-rows // ROWS_AT_ONCE) * columns * ROWS_STRIDE,
             "packed": self._workers * ROWS_AT_ONCE * width,
@@ -76,14 +83,12 @@ class WeightGradients:
         self._fields["begins"] = 0
 
 
-def multiply_to_rows(
-    gradients: Array, panels: Array, terms: int, rows: Array, columns: int, adds: bool, threads: int
-) -> None:
+def multiply_to_rows(gradients: Array, panels: Array, terms: int, rows: Array, columns: int, adds: bool) -> None:
     """Write the first `terms` numbers of each row of `gradients` (N, any) times `panels` to rows at these addresses."""
     dtype = gradients.dtype
     width = panel_width(dtype)
     alone = planning.product_estimate(len(rows), columns, terms, dtype.itemsize)
-    workers = planning.threads_for(alone, min(threads, len(rows)))
+    workers = _workers(alone, len(rows))
     scratch = aligned_empty(workers * -(-columns // width) * PRODUCT_ROWS * width, dtype)
     fields = {
         "rows": len(rows),

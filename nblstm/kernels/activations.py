@@ -87,8 +87,10 @@ def sigmoid(x):
 def tanh(x):
     """Return tanh(|x|) with the sign of x.
 
-    u = (1 - exp(-2|x|)) / 2 gives tanh(|x|) = u / (1 - u) = u + u u / (1 - u): the second form halves the errors of the
-    quotient (2.5 ulp without). ln 2 in one part does: where n is large, exp(-2|x|) is small.
+    With e = exp(-2|x|) it is u / (1 - u) = u + u u / (1 - u) for u = (1 - e) / 2, and 1 - e / (1 - u): the first keeps
+    the digits of small results, the second the distance of large ones from 1, to which 1 - tanh^2 is as sensitive. In
+    either form the errors of the quotient count half at most (2.5 ulp without). ln 2 in one part does: where n is
+    large, e is small.
     """
     # From |x| = 22 on the result is 1 in both dtypes.
     y = larger(-22.0, -magnitude(x))
@@ -101,6 +103,8 @@ def tanh(x):
         r = fma(shifted - _SHIFT_DOUBLE, -0.5 * _LN2, y)
         q = fma(r, fma(r, fma(r, fma(r, fma(r, _U13, _U12), _U11), _U10), _U9), _U8)
         q = fma(r, fma(r, fma(r, fma(r, fma(r, fma(r, q, _U7), _U6), _U5), _U4), _U3), _U2)
-    scale = power_of_two(shifted)
-    u = fma(-scale, fma(r * r, q, r), fma(-0.5, scale, 0.5))
-    return with_sign_of(fma(u, u / (1.0 - u), u), x)
+    scale, m = power_of_two(shifted), fma(r * r, q, r)
+    u = fma(-scale, m, fma(-0.5, scale, 0.5))
+    whole = where_signed(y + 1.0, 1.0, u)
+    part = where_signed(y + 1.0, fma(-scale, m + m, -scale), u)
+    return with_sign_of(fma(whole, part / (1.0 - u), whole), x)

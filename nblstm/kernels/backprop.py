@@ -5,9 +5,9 @@ For each step from the last one back, with the gates' gradients G, those of a ce
     dh[t, r] = d_output[t, r] + G[t + 1, r] W_hh         (and what goes from h to h past the sums)
     G[t, r], dc[t - 1, r] = back(dh[t, r], dc[t, r])     with a projection of W_hr^T dh[t, r]
 
-All that does not wait for the step after it follows from G as products over all rows at once
-(nblstm.kernels.products). Slices, stages and rows are those of nblstm.kernels.recurrence; every buffer is described in
-nblstm.kernels.job.
+All that does not wait for the step after it follows from G as products over many rows at once: nblstm.kernels.products
+has that of x, nblstm.kernels.weight_gradients those of the weights. Slices, stages and rows are those of
+nblstm.kernels.recurrence; every buffer is described in nblstm.kernels.job.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ def _take_output(job, s, part, first_row, last_row, first, last, dh):
     step, and have no output here.
     """
     t, item = step_of(job, s), dh.array.itemsize
-    rows = alive_rows(job, t, part, first_row, last_row)
+    rows = alive_rows(job, t, part, first_row, last_row) if s >= 0 else first_row  # before the first: no output
     used = first_row
-    if s + 1 < job.last_step and job.recurrent_slot == 0:
+    if s + 1 < job.steps and job.recurrent_slot == 0:
         used = alive_rows(job, step_of(job, s + 1), part, first_row, last_row)
-    start = entry_of(job.starts, t) * job.dy_step
+    start = entry_of(job.starts, t) * job.dy_step if s >= 0 else _ZERO
     for row in range(first_row, max(rows, used)):
         into = dh.start + row * dh.stride + first
         if job.dy == 0 or row >= rows:
@@ -102,15 +102,6 @@ def _through_step(job, s, part, first_row, last_row, first_panel, last_panel, dh
     sums = Panels(dh.array, dh.start + first_row * dh.stride, panel_width(dh.array), dh.stride)
     weights = array_at(job.recurrent_weights, 1, dh.array)
     multiply_add(rows, terms, gradients, weights, first_panel, last_panel, sums, sums, s % 2 == 1)
-
-
-@function
-def _clear_used(job, s, part, first_row, last_row, first, last, dh):
-    """Set columns [first, last) of dh to zero where step number s used it up."""
-    if job.recurrent_slot == 0:
-        for row in range(first_row, alive_rows(job, step_of(job, s), part, first_row, last_row)):
-            for i in range(first, last):
-                dh.array[dh.start + row * dh.stride + i] = 0
 
 
 @function
@@ -229,10 +220,9 @@ def _backward_slice(first_job, piece, step, like):
         done = (stage - 1) // halves  # steps that have ended or end now
         s = job.last_step - 1 - done
         if (stage - 1) % halves == 0:
-            if s >= job.first_step:
+            # The first step of a later call was begun by the one before, so that every sum has the same order.
+            if done > 0 or s == job.steps - 1:
                 _take_output(job, s, row_part, first_row, last_row, first, last, dh)
-            else:
-                _clear_used(job, s + 1, row_part, first_row, last_row, first, last, dh)
             if done > 0:
                 _through_step(job, s + 1, row_part, first_row, last_row, first_panel, last_panel, dh)
             if s >= job.first_step:

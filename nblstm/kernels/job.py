@@ -213,7 +213,7 @@ LOSS_FIELDS = (
     "classes",  # C
     "parts",  # slices of the rows
     "divisor",  # of the gradient
-    "workspace",  # by slice: `CONSTANTS` vectors
+    "workspace",  # by slice: `SCRATCH_VECTORS` vectors
     "logits",  # (N, C)
     "targets",  # (N,) int64, below 0: this row is left out
     "losses",  # (N,) float64

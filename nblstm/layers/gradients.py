@@ -14,7 +14,7 @@ from nblstm.engine.run import Dropout, new_records, run_layers
 from nblstm.errors import message
 from nblstm.layers import checks
 from nblstm.layers.call import SequenceCall
-from nblstm.sequences import PackedSequence
+from nblstm.sequences import PackedSequence, check_packed
 
 
 class Gradients(NamedTuple):
@@ -103,8 +103,8 @@ class _WayBack:
 class Backward(_WayBack):
     """The way back through one call: ``gradients = backward(d_output, d_state)``; any number of times, from any thread.
 
-    It holds what the call went through, six numbers a unit and step (seven with a projection), until it is dropped. It
-    reads the input once more: do not change that in between.
+    It holds what the call went through, six numbers a unit and step (seven with a projection; units in whole vectors),
+    until it is dropped. It reads the input once more: do not change that in between.
     """
 
     def __call__(self, d_output: Any = None, d_state: Any = None) -> Gradients:
@@ -135,8 +135,8 @@ class Backward(_WayBack):
         """Return the gradient of the output in the engine's shape."""
         call, argument = self._call, f"{self._name} backward d_output"
         packed = isinstance(call.output, PackedSequence)
-        if packed and hasattr(value, "batch_sizes"):
-            value = value.data
+        if hasattr(value, "batch_sizes") and isinstance(call.output, PackedSequence):
+            value = _data_in_the_order_of(call.output, argument, value)
         array = checks.check_array(argument, value, self._dtype)
         expected = (call.output.data if isinstance(call.output, PackedSequence) else call.output).shape
         if array.shape != expected:
@@ -145,6 +145,17 @@ class Backward(_WayBack):
             array = array[:, None] if not call.batched else array.swapaxes(0, 1) if call.batch_first else array
         dense = array.strides[-1] == array.itemsize and array.flags.aligned
         return array if dense else np.ascontiguousarray(array)
+
+
+def _data_in_the_order_of(output: PackedSequence, argument: str, value: Any) -> Any:
+    """Return the data of a packed sequence whose rows lie as those of the output; ValueError for one of others."""
+    given = check_packed(argument, value)
+    for field in ("batch_sizes", "sorted_indices"):
+        own, other = (getattr(packed, field) for packed in (output, given))
+        if (own is None) != (other is None) or (own is not None and not np.array_equal(own, other)):
+            hint = "Pack it with the lengths and the order of the output, or pass data laid out as the output's"
+            raise ValueError(message(argument, f"the {field} of the output", "others", hint=hint))
+    return given.data
 
 
 class StepBackward(_WayBack):

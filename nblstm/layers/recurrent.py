@@ -210,7 +210,7 @@ class RecurrentLayer(Layer):
         packed, back = weights.packed(self._pack), weights.packed(self._pack_backward)
         states, tape = run_taped(call, packed, back, self._dropout_of_call(dropout_call))
         call.y.flags.writeable = False  # the way back reads it
-        output = call.shaped(call.y)
+        output = call.shaped(call.y.view())  # which cannot be made writeable again
         backward = Backward(type(self).__name__, call, tape, states, weights.parameters, self._suffixes(), input)
         return output, states if call.batched else tuple(state[:, 0] for state in states), backward
 

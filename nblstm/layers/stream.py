@@ -75,7 +75,8 @@ class Stream:
         """
         try:
             y = np.empty(self._shapes[1] if x.ndim == 2 else self._shapes[1][1:], self._dtype) if out is None else out
-            if self._alone and x.ndim == y.ndim and self._stepper.step(x, y):
+            contiguous = x.flags.c_contiguous and y.flags.c_contiguous
+            if self._alone and contiguous and x.ndim == y.ndim and self._stepper.step(x, y):
                 return y
         except (AttributeError, TypeError):  # no array, or not a contiguous one of the right dtype
             pass

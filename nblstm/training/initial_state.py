@@ -100,4 +100,5 @@ def _summed(array: Array) -> Array:
     """Return the sum over the rows of a batch, where there are any."""
     if array.ndim == 2:
         return array.copy()
-    return np.asarray(np.ascontiguousarray(array).sum(axis=1, dtype=np.float64).astype(array.dtype))
+    with np.errstate(all="ignore"):  # infinities are not for NumPy to warn of
+        return np.asarray(np.ascontiguousarray(array).sum(axis=1, dtype=np.float64).astype(array.dtype))

@@ -129,7 +129,8 @@ class Optimizer:
         """Do one step: every parameter that has a gradient becomes another array, and its moments move on.
 
         Everything is checked before anything changes. Weights that other threads set, and steps of other optimisers,
-        come before the whole step or after it.
+        come before the whole step or after it. The moments move on in place: what a signal handler raises or sets in
+        the middle of a step leaves it half done.
 
         Parameters
         ----------
@@ -238,7 +239,10 @@ class Optimizer:
         given = as_mapping(argument, state_dict)
         if not {"state", "param_groups"} <= set(given):
             raise ValueError(message(argument, "the names 'state' and 'param_groups'", sorted(map(str, given))))
-        saved = [as_mapping(f"{argument}['param_groups']", group) for group in given["param_groups"]]
+        where = f"{argument}['param_groups']"
+        if not isinstance(given["param_groups"], (list, tuple)):
+            raise TypeError(message(where, "a list of groups", type(given["param_groups"]).__name__))
+        saved = [as_mapping(where, group) for group in given["param_groups"]]
         if len(saved) != len(self.param_groups):
             reason = "loaded state dict has a different number of parameter groups"
             raise ValueError(f"{argument}: {reason}: expected {len(self.param_groups)}, got {len(saved)}")
@@ -248,7 +252,10 @@ class Optimizer:
             for index, (group, other) in enumerate(zip(self.param_groups, saved, strict=True)):
                 where = f"{argument}['param_groups'][{index}]"
                 options = self._saved_options(where, other)
-                owners |= _owners(where, group, other, options)
+                found = _owners(where, group, other, options)
+                if again := owners.keys() & found:
+                    raise ValueError(message(f"{where}['params']", "numbers of no other group", sorted(again)))
+                owners |= found
                 groups.append({**copy.deepcopy(dict(other)), **options, "params": group["params"]})
             states: dict[Layer, dict[str, State]] = {}
             for number, values in as_mapping(f"{argument}['state']", given["state"]).items():
@@ -313,6 +320,8 @@ def _owners(
     if len(numbers) != len(own):
         reason = "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
         raise ValueError(f"{argument}: {reason}: expected {len(own)} parameters, got {len(numbers)}")
+    if not all(isinstance(number, (int, str)) for number in numbers) or len(set(numbers)) < len(numbers):
+        raise ValueError(message(f"{argument}['params']", "different numbers", numbers))
     return dict(zip(numbers, own, strict=True))
 
 
