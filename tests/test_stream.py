@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from cases import KINDS, as_tuple, layers, of_each, random_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import nblstm
 from nblstm import LSTM, LSTMCell, RNNCell
 from nblstm.engine import plan, stepping
 from nblstm.engine.plan import Plan
@@ -198,3 +202,17 @@ def test_a_cell_does_the_same_both_ways(kind: str) -> None:
     strided = np.asfortranarray(x)
     assert cell._quick_step(strided, hx) is None
     assert all(np.array_equal(a, b) for a, b in zip(as_tuple(cell(strided, hx)), as_tuple(cell(x, hx)), strict=True))
+
+
+def test_what_broadcast_arrays_returns() -> None:
+    """Its flags warn when they are read. In a process of its own, in which Numba has seen no other array."""
+    script = """
+import warnings
+import numpy as np
+import nblstm
+x, _ = np.broadcast_arrays(np.ones((2, 3), np.float32), np.zeros((2, 1)))
+warnings.simplefilter("error")
+h, c = nblstm.LSTMCell(3, 5, seed=0)(x)
+assert np.array_equal(nblstm.LSTM(3, 5, seed=0).stream(2)(x), h)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(nblstm.__file__).parents[1], timeout=300)

@@ -43,7 +43,10 @@ def _make_step(weights: DirectionWeights, rows: int) -> Step | None:
         return None
     record, size = _job(weights, rows)
     record[_C_N] = int(weights.cell.has_cell_state)
-    return Step(stepping.step_cell.of(weights.dtype), _worker(weights), record, size + rows * weights.outputs)
+    run, nothing = stepping.step_cell.of(weights.dtype), np.empty((1, 0), weights.dtype)
+    # Numba learns a type from the first array that has it, and by ways that warn of some of NumPy's: so from this one.
+    run(0, record, 0, *[nothing] * 5, 0, 1)
+    return Step(run, _worker(weights), record, size + rows * weights.outputs)
 
 
 def runs_alone(weights: DirectionWeights, rows: int) -> bool:
@@ -61,7 +64,9 @@ class Stepper:
         """Begin with these states, which become the stepper's own."""
         self._weights, self._rows, self.states = list(weights), rows, list(states)
         first, item = self._weights[0], self._weights[0].dtype.itemsize
-        self._run = stepping.step_layers.of(first.dtype)
+        self._run, nothing = stepping.step_layers.of(first.dtype), np.empty((1, 0), first.dtype)
+        for array in (nothing, nothing[0]):  # as for a cell
+            self._run(0, np.zeros((1, 1), np.int64), array, array, 1, 1, 1)
         self._worker = _worker(first)
         self._sizes = rows, first.inputs, first.outputs
         found = [_job(layer, rows) for layer in self._weights]
