@@ -220,3 +220,26 @@ assert np.array_equal(h, cell(x.copy())[0])
 assert np.array_equal(stream(x), twin(x.copy()))
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(nblstm.__file__).parents[1], timeout=300)
+
+
+def test_arrays_that_are_not_plain() -> None:
+    layer, cell = LSTM(3, 5, seed=0), LSTMCell(3, 5, seed=0)
+    x, _ = random_inputs(layer, 1, 1)
+    x = x[0]
+    expected, (h, c) = layer(x[None])[0][0], cell(x)
+    unaligned = np.frombuffer(bytearray(x.nbytes + 1), np.float32, 3, 1).reshape(1, 3)
+    unaligned[...] = x
+    for form in (unaligned, np.frombuffer(x.tobytes(), np.float32).reshape(1, 3), x):
+        assert np.array_equal(layer.stream()(form), expected) and np.array_equal(cell(form)[0], h)
+    swapped = x.astype(x.dtype.newbyteorder())
+    for call in (layer.stream(), cell):
+        try:
+            found = call(swapped)
+        except ValueError:
+            continue
+        assert np.array_equal(found[0] if call is cell else found, h if call is cell else expected)
+    with pytest.raises(ValueError, match="out"):
+        layer.stream()(x, out=np.zeros((1, 5), np.dtype(np.float32).newbyteorder()))
+    swapped_h = h.astype(h.dtype.newbyteorder())
+    with pytest.raises(ValueError, match="dtype"):
+        cell(x, (swapped_h, c))

@@ -1,8 +1,8 @@
 """One time step of a network, called from Python: as little as there can be between the call and the recurrence.
 
 A step of some microseconds has no time for checks in Python. These functions are compiled for contiguous arrays of one
-dtype and nothing else, so that Numba's own choice by type is the first check; the sizes are compared here, and nothing
-is done where they differ.
+dtype and nothing else, so that Numba's own choice by type is a check; the sizes are compared here, and nothing is done
+where they differ. The caller sees to it that arrays are aligned, writeable and of the machine's byte order.
 """
 
 from __future__ import annotations

@@ -99,8 +99,8 @@ class RecurrentCell(Layer):
                 c_next = np.empty((rows, size), weights.dtype)
                 h, c = (np.zeros_like(h_next),) * 2 if hx is None else hx
                 arrays, found = (x, h, c, h_next, c_next), [h_next, c_next]
-            # Numba would find out about the others too, but by slow ways, one of which warns of what NumPy plans.
-            if not all(array.flags.c_contiguous for array in arrays[:3]):
+            # Numba's choice by type alone would not do: it takes some arrays of another byte order for plain ones.
+            if not all(array.flags.carray and array.dtype == weights.dtype for array in arrays[:3]):
                 return None
             fits = step.run(step.worker, step.template, step.scratch, *arrays, self.input_size, size)
         except (AttributeError, TypeError, ValueError):  # no arrays, of another type, or not two states

@@ -75,8 +75,8 @@ class Stream:
         """
         try:
             y = np.empty(self._shapes[1] if x.ndim == 2 else self._shapes[1][1:], self._dtype) if out is None else out
-            contiguous = x.flags.c_contiguous and y.flags.c_contiguous
-            if self._alone and contiguous and x.ndim == y.ndim and self._stepper.step(x, y):
+            plain = x.flags.carray and x.dtype == self._dtype and y.flags.carray and y.dtype == self._dtype
+            if self._alone and plain and x.ndim == y.ndim and self._stepper.step(x, y):
                 return y
         except (AttributeError, TypeError):  # no array, or not a contiguous one of the right dtype
             pass
@@ -98,7 +98,7 @@ class Stream:
         y = np.empty(shape, self._dtype)
         if out is not None:
             y = checks.check_out(f"{self._name} stream", out, shape, self._dtype, [array])
-        x, result = np.ascontiguousarray(array).reshape(rows, inputs), np.empty((rows, outputs), self._dtype)
+        x, result = np.array(array, order="C").reshape(rows, inputs), np.empty((rows, outputs), self._dtype)
         if self._alone:
             self._stepper.step(x, result)
         else:

@@ -190,7 +190,7 @@ class Trainer:
         ValueError, TypeError
             Numbers out of range, another extension of `checkpoint`.
         OSError
-            The checkpoint cannot be written.
+            The checkpoint cannot be written; FileExistsError for one that this trainer has neither written nor read.
         ImportError
             A progress bar is asked for, and tqdm is not installed.
         """
@@ -199,6 +199,9 @@ class Trainer:
         if as_whole_number("Trainer.run every", every) < 1:
             raise ValueError(message("Trainer.run every", "1 or more", every))
         if checkpoint is not None:
+            if os.path.exists(checkpoint) and checkpoint != self._checkpoint:
+                hint = "Go on from it with `load`, or choose another name"
+                raise FileExistsError(message("Trainer.run checkpoint", "a new file", os.fspath(checkpoint), hint=hint))
             self.save(checkpoint)  # what is wrong with the place shows before hours have passed
         end = self.steps + steps
         with _Bar(self.steps, end, can_draw_progress() if progress is None else progress) as bar:
