@@ -311,3 +311,17 @@ def test_no_progress_bar_without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     build().run(2)
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+
+
+def test_a_checkpoint_of_another_dtype_is_refused(tmp_path: Path) -> None:
+    def trainer(dtype: Any) -> Trainer:
+        model = RecurrentLanguageModel(5, 4, dtype=dtype, seed=0)
+        return Trainer(model, Adam(model.layers), SequentialBatches(np.arange(60) % 5, 2, 3))
+
+    trainer(np.float32).run(2, checkpoint=tmp_path / "run.npz")
+    other = trainer(np.float64)
+    with pytest.raises(ValueError, match=r"expected float64 in .*, got float32"):
+        other.load(tmp_path / "run.npz")
+    assert other.steps == 0
+    with pytest.raises(FileExistsError, match="Go on from it with `load`"):
+        trainer(np.float32).run(1, checkpoint=tmp_path / "run.npz")

@@ -254,6 +254,10 @@ class Trainer:
             got = f"others after {len(found.losses)} steps"
             raise ValueError(message(f"Trainer.load {os.fspath(path)}", "the same batches as here", got, hint=hint))
         before = self.model.state_dict()
+        for name in found.model.keys() & before.keys():
+            if before[name].dtype != found.model[name].dtype:
+                expected = f"{before[name].dtype} in {name}"
+                raise ValueError(message(f"Trainer.load {os.fspath(path)}", expected, found.model[name].dtype))
         self.model.load_state_dict(found.model)
         try:
             self.optimizer.load_state_dict(found.optimizer)
