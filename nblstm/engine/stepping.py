@@ -28,6 +28,12 @@ class Step(NamedTuple):
     scratch: int
 
 
+def is_plain(array: Any, dtype: np.dtype[Any]) -> bool:
+    """Say whether an array is contiguous, aligned and of this dtype; whether it can be written to Numba sees."""
+    flags = array.flags
+    return bool(flags.c_contiguous and flags.aligned and array.dtype == dtype)
+
+
 def step_of(weights: DirectionWeights, rows: int) -> Step | None:
     """Return what a step of so many rows needs, from the weights if they have it; None if it needs several threads."""
     key = rows, threads.get_num_threads()

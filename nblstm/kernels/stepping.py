@@ -2,7 +2,7 @@
 
 A step of some microseconds has no time for checks in Python. These functions are compiled for contiguous arrays of one
 dtype and nothing else, so that Numba's own choice by type is a check; the sizes are compared here, and nothing is done
-where they differ. The caller sees to it that arrays are aligned, writeable and of the machine's byte order.
+where they differ. The caller sees to it that arrays are aligned and of the machine's byte order.
 """
 
 from __future__ import annotations

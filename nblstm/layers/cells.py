@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nblstm.arrays import Array
 from nblstm.engine.packing import BackwardWeights, DirectionWeights
 from nblstm.engine.run import SequenceLayout, run_layers
-from nblstm.engine.stepping import step_of
+from nblstm.engine.stepping import is_plain, step_of
 from nblstm.errors import message
 from nblstm.kernels import cells
 from nblstm.layers import checks
@@ -100,7 +100,7 @@ class RecurrentCell(Layer):
                 h, c = (np.zeros_like(h_next),) * 2 if hx is None else hx
                 arrays, found = (x, h, c, h_next, c_next), [h_next, c_next]
             # Numba's choice by type alone would not do: it takes some arrays of another byte order for plain ones.
-            if not all(array.flags.carray and array.dtype == weights.dtype for array in arrays[:3]):
+            if not all(is_plain(array, weights.dtype) for array in arrays[:3]):
                 return None
             fits = step.run(step.worker, step.template, step.scratch, *arrays, self.input_size, size)
         except (AttributeError, TypeError, ValueError):  # no arrays, of another type, or not two states

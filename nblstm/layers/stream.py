@@ -10,7 +10,7 @@ import numpy as np
 from nblstm.arrays import Array
 from nblstm.engine.packing import DirectionWeights
 from nblstm.engine.run import SequenceLayout, run_layers
-from nblstm.engine.stepping import Stepper, runs_alone
+from nblstm.engine.stepping import Stepper, is_plain, runs_alone
 from nblstm.errors import message
 from nblstm.layers import checks
 
@@ -75,7 +75,7 @@ class Stream:
         """
         try:
             y = np.empty(self._shapes[1] if x.ndim == 2 else self._shapes[1][1:], self._dtype) if out is None else out
-            plain = x.flags.carray and x.dtype == self._dtype and y.flags.carray and y.dtype == self._dtype
+            plain = is_plain(x, self._dtype) and is_plain(y, self._dtype)
             if self._alone and plain and x.ndim == y.ndim and self._stepper.step(x, y):
                 return y
         except (AttributeError, TypeError):  # no array, or not a contiguous one of the right dtype
