@@ -51,7 +51,7 @@ def test_a_row_alone_has_the_bits_it_has_among_others(dtype, terms):
         assert np.array_equal(multiply(a[:count], w, bias), together[:count])
 
 
-def testpack_panels_that_were_not_asked_for_are_not_touched():
+def test_panels_that_were_not_asked_for_are_not_touched():
     a, w = np.ones((5, 4), np.float32), np.ones((300, 4), np.float32)
     got = multiply(a, w, np.zeros(300, np.float32), first_panel=1)
     width = PANEL_VECTORS * policy.lanes(4)

@@ -15,11 +15,14 @@ from typing import Any, NamedTuple
 
 from nblstm.kernels.policy import function, inlined
 from nblstm.kernels.simd import lanes_of
-from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, multiply_tile
+from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, multiply_tile, prefetch_step
 
 # Terms of a chain at most. Errors are 0.7 to 1.0 of torch's, in a product of which 1 to 2 % goes into the additions
 # between chains; with 64 they are hardly smaller, with 256 a projection's exceed torch's (docs/performance.md).
 _CHAIN = 128
+# With fewer tiles over a panel each asks for its own lines: parts of the next panel asked for by 1 or 2 of them leave
+# out too many, and cost 6 rows of weights in L3 a third.
+_TILES_TO_SHARE = 3
 
 
 class Rows(NamedTuple):
@@ -56,7 +59,7 @@ def panel_vector(panels, vector, row):
 
 
 @inlined
-def _multiply_tile(rows, panels, row, panel, terms, chain, a, weights, addend, product):
+def _multiply_tile(rows, panels, row, panel, terms, chain, a, weights, ahead, addend, product):
     """Do one tile: rows [row, row + rows) and panels [panel, panel + panels)."""
     width = panel_width(product.array)
     multiply_tile(
@@ -70,6 +73,7 @@ def _multiply_tile(rows, panels, row, panel, terms, chain, a, weights, addend, p
         weights,
         panel * terms * width,
         terms * width,
+        ahead,
         addend.array,
         addend.start + panel * addend.stride + row * addend.row_stride,
         addend.stride,
@@ -98,6 +102,9 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
     chains = max(1, (terms + _CHAIN - 1) // _CHAIN)
     chain = (terms + chains - 1) // chains  # of nearly equal length
     groups = (last_panel - first_panel + at_once - 1) // at_once
+    width = panel_width(product.array)
+    part = prefetch_step(width, product.array.itemsize)
+    shared = tiles >= _TILES_TO_SHARE
     for n in range(groups):
         first = first_panel + (groups - 1 - n if backwards else n) * at_once
         end = min(first + at_once, last_panel)
@@ -109,6 +116,8 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
             while panel < end:
                 while panel + panels > end:
                     panels //= 2
-                _multiply_tile(height, panels, row, panel, terms, chain, a, weights, addend, product)
+                next_panel = panel - at_once if backwards else panel + at_once
+                ahead = max(0, next_panel * width + min(tile * part, width)) * terms if shared else -1
+                _multiply_tile(height, panels, row, panel, terms, chain, a, weights, ahead, addend, product)
                 panel += panels
             row += height

@@ -26,22 +26,29 @@ With few rows a tile takes several panels at once to have enough sums in flight 
 of a term, registers hold the fewer vectors and the others pass one by one: 3 rows x 4 vectors fit 16 registers as 12
 accumulators, 3 numbers and 1 weight, and LLVM would spill with 4 weights and 1 number.
 
+Terms go four to a turn of the loop, from addresses that LLVM may not take apart: it made a chain of additions of them,
+25 instructions a term where 21 do. On an idle core the multiply-adds hide that; where another guest of the machine has
+the core's second thread, the rate of instructions is the limit, and the tile is a fifth faster.
+
 Weights come in the order of memory, but a tall tile asks for them more slowly than the hardware fetches ahead for, and
-it does not fetch beyond a page: from main memory 6 rows ran at 65 % of the peak. A request for each line, three
-quarters of a page ahead, brings 98 % (docs/performance.md).
+it does not fetch beyond a page: from main memory 6 rows ran at 65 % of the peak. So a tile of 4 rows or more asks for
+lines itself. Where it is the only one to read its panels, for each line three quarters of a page ahead: 98 %. Where
+other tiles read the same panels, the first few of them ask for a part each of the panels that come next: fewer
+instructions, and the lines come evenly over time (docs/performance.md).
 """
 
 from __future__ import annotations
 
+import itertools
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from nblstm.kernels.policy import HAS_FMA, LINE, VECTOR_REGISTERS
+from nblstm.kernels.policy import HAS_FMA, LINE, VECTOR_REGISTERS, function
 from nblstm.kernels.simd import I64, llvm_element, llvm_fma, llvm_prefetch, llvm_vector, splat
 
 ROWS = 6
@@ -49,9 +56,24 @@ PANEL_VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
 # By the number of rows: 8 accumulators or more, and never more panels than with fewer rows. Without a fused
 # multiply-add a product needs a register of its own, and 3 rows of 4 vectors would spill.
 PANELS_AT_ONCE = (0, 2, 1, 1, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, 2 if HAS_FMA else 1, 1, 1, 1)
+_UNROLL = 4  # a power of two
 # With fewer rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
 _ROWS_TO_PREFETCH = 4
 _PREFETCH_BYTES = 3072  # not a multiple of a page: 4096 was slower, whose lines share a set of L1 with those in use
+# Of the next panel a tile asks for this part, and for one line in a turn of the loop at least.
+_PARTS_TO_PREFETCH = 4
+
+
+@function
+def prefetch_step(width, item):
+    """Return of how many elements of the panels that come next a tile asks for in each term."""
+    return max(width // _PARTS_TO_PREFETCH, LINE // (item * _UNROLL))
+
+
+def _kept_whole(builder: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
+    """Return the pointer as a value of which LLVM does not know how it came about."""
+    identity = ir.InlineAsm(ir.FunctionType(pointer.type, [pointer.type]), "", "=r,0")
+    return builder.call(identity, [pointer])
 
 
 def _vector_pointer(builder: ir.IRBuilder, dtype: types.Float, base: ir.Value, constant: int) -> ir.Value:
@@ -70,9 +92,6 @@ def _add_term(
     `numbers` point to the term's number of each row, `weights` to its vectors in each panel.
     """
     item, lanes = dtype.bitwidth // 8, llvm_vector(dtype).count
-    if len(numbers) >= _ROWS_TO_PREFETCH:
-        for panel, line in product(weights, range(0, PANEL_VECTORS * lanes * item, LINE)):
-            llvm_prefetch(builder, _vector_pointer(builder, dtype, panel, (_PREFETCH_BYTES + line) // item), 2)
     columns = list(product(weights, range(PANEL_VECTORS)))
 
     def weight(v: int) -> ir.Value:
@@ -98,69 +117,120 @@ def _add_term(
     return sums
 
 
-def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int) -> ir.Function:
+def _phis(builder: ir.IRBuilder, *incoming: tuple[list[list[ir.Value]], ir.Block]) -> list[list[ir.Value]]:
+    """Emit a phi for each sum by row and vector, with the values it has from each of the blocks before."""
+    first, _ = incoming[0]
+    phis = [[builder.phi(value.type) for value in row] for row in first]
+    for values, block in incoming:
+        for phi, value in zip(itertools.chain(*phis), itertools.chain(*values), strict=True):
+            phi.add_incoming(value, block)
+    return phis
+
+
+class _Operands(NamedTuple):
+    """Where the operands of a tile begin, as LLVM values."""
+
+    row_starts: list[ir.Value]
+    panel_starts: list[ir.Value]
+    ahead: ir.Value | None  # the part of the next panel to ask for; None: the tile asks for its own lines
+
+    def add_terms(
+        self, builder: ir.IRBuilder, dtype: types.Float, k: ir.Value, count: int, sums: list[list[ir.Value]]
+    ) -> list[list[ir.Value]]:
+        """Emit `count` terms from number k on; return the sums."""
+        item, width = dtype.bitwidth // 8, PANEL_VECTORS * llvm_vector(dtype).count
+        first = builder.mul(k, ir.Constant(I64, width))
+        panels = [builder.gep(start, [first]) for start in self.panel_starts]
+        rows = [builder.gep(start, [k]) for start in self.row_starts]
+        if len(rows) >= _ROWS_TO_PREFETCH and self.ahead is None:
+            for panel, line in product(panels, range(0, count * width * item, LINE)):
+                llvm_prefetch(builder, _vector_pointer(builder, dtype, panel, (_PREFETCH_BYTES + line) // item), 2)
+        elif len(rows) >= _ROWS_TO_PREFETCH and count == _UNROLL:
+            step = prefetch_step.py_func(width, item)
+            ahead = builder.gep(self.ahead, [builder.mul(k, ir.Constant(I64, step))])
+            for line in range(0, count * step * item, LINE):
+                llvm_prefetch(builder, _vector_pointer(builder, dtype, ahead, line // item), 2)
+        for term in range(count):
+            numbers = [builder.gep(row, [ir.Constant(I64, term)]) for row in rows]
+            weights = [builder.gep(panel, [ir.Constant(I64, term * width)]) for panel in panels]
+            sums = _add_term(builder, dtype, numbers, weights, sums)
+        return sums
+
+
+def _emit_chain(
+    builder: ir.IRBuilder, dtype: types.Float, operands: _Operands, first: ir.Value, last: ir.Value
+) -> list[list[ir.Value]]:
+    """Emit the sums of the terms [first, last), from zero, leaving the builder at their end."""
+    before, loop, after = builder.block, *(builder.append_basic_block(name) for name in ("turns", "rest"))
+    count = builder.sub(last, first)
+    whole = builder.add(first, builder.and_(count, ir.Constant(I64, -_UNROLL)))
+    columns = len(operands.panel_starts) * PANEL_VECTORS
+    zeros = [[ir.Constant(llvm_vector(dtype), None)] * columns for _ in operands.row_starts]
+    builder.cbranch(builder.icmp_signed("<", first, whole), loop, after)
+
+    builder.position_at_end(loop)
+    k = builder.phi(I64)
+    accumulators = _phis(builder, (zeros, before))
+    totals = operands.add_terms(builder, dtype, k, _UNROLL, accumulators)
+    following = builder.add(k, ir.Constant(I64, _UNROLL))
+    for phi, value in zip(itertools.chain([k], *accumulators), itertools.chain([following], *totals), strict=True):
+        phi.add_incoming(value, loop)
+    k.add_incoming(first, before)
+    builder.cbranch(builder.icmp_signed("<", following, whole), loop, after)
+
+    builder.position_at_end(after)
+    sums, k, size = _phis(builder, (zeros, before), (totals, loop)), whole, _UNROLL // 2
+    while size:  # what is left of the chain in straight lines: LLVM would unroll a loop
+        before, some, joined = builder.block, *(builder.append_basic_block(name) for name in ("some", "joined"))
+        wanted = builder.and_(count, ir.Constant(I64, size))
+        builder.cbranch(builder.icmp_signed("!=", wanted, ir.Constant(I64, 0)), some, joined)
+        builder.position_at_end(some)
+        totals = operands.add_terms(builder, dtype, k, size, sums)
+        builder.branch(joined)
+        builder.position_at_end(joined)
+        sums = _phis(builder, (sums, before), (totals, some))
+        k, size = builder.add(k, wanted), size // 2
+    return sums
+
+
+def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int, alone: bool) -> ir.Function:
     """Return the LLVM function for a tile of `rows` x `panels`, emitting it into `module` at the first request.
 
-    void (terms, chain, a, a_row, b, b_panel, c, c_panel, c_row, d, d_panel, d_row); strides in elements.
+    void (terms, chain, a, a_row, b, b_panel, ahead, c, c_panel, c_row, d, d_panel, d_row); strides in elements.
     """
     element, vector = llvm_element(dtype), llvm_vector(dtype)
-    name = f"nblstm_tile_{dtype}_{vector.count}_{rows}x{panels}"
+    name = f"nblstm_tile_{dtype}_{vector.count}_{rows}x{panels}{'_alone' if alone else ''}"
     if name in module.globals:
         return module.globals[name]
     pointer = element.as_pointer()
-    arguments = [I64, I64, pointer, I64, pointer, I64, pointer, I64, I64, pointer, I64, I64]
+    arguments = [I64, I64, pointer, I64, pointer, I64, pointer, pointer, I64, I64, pointer, I64, I64]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     function.linkage = "linkonce_odr"
-    terms, chain, a, a_row, b, b_panel, c, c_panel, c_row, d, d_panel, d_row = function.args
-    labels = "entry", "begin", "loop", "end", "done"
-    entry, begin, loop, end, done = (function.append_basic_block(label) for label in labels)
-    width = PANEL_VECTORS * vector.count
+    terms, chain, a, a_row, b, b_panel, ahead, c, c_panel, c_row, d, d_panel, d_row = function.args
+    entry, begin, done = (function.append_basic_block(label) for label in ("entry", "begin", "done"))
     columns = [(panel, v) for panel in range(panels) for v in range(PANEL_VECTORS)]
-    zero, builder = ir.Constant(vector, None), ir.IRBuilder(entry)
+    builder = ir.IRBuilder(entry)
 
     def scaled(stride: ir.Value, count: int) -> ir.Value:
         return builder.mul(stride, ir.Constant(I64, count))
 
-    row_starts = [builder.gep(a, [scaled(a_row, r)]) for r in range(rows)]
-    panel_starts = [scaled(b_panel, p) for p in range(panels)]
+    row_starts = [_kept_whole(builder, builder.gep(a, [scaled(a_row, r)])) for r in range(rows)]
+    panel_starts = [builder.gep(b, [scaled(b_panel, p)]) for p in range(panels)]
+    operands = _Operands(row_starts, panel_starts, None if alone else ahead)
     builder.branch(begin)
 
     builder.position_at_end(begin)
     first, *addend = (builder.phi(value.type) for value in (terms, c, c_panel, c_row))
-    for phi, value, next_value in zip(addend, (c, c_panel, c_row), (d, d_panel, d_row), strict=True):
-        phi.add_incoming(value, entry)
-        phi.add_incoming(next_value, end)
-    first.add_incoming(ir.Constant(I64, 0), entry)
     unbounded = builder.add(first, chain)
     last = builder.select(builder.icmp_signed("<", unbounded, terms), unbounded, terms)
-    builder.cbranch(builder.icmp_signed("<", first, last), loop, end)
-
-    builder.position_at_end(loop)
-    k = builder.phi(I64)
-    k.add_incoming(first, begin)
-    accumulators = [[builder.phi(vector) for _ in columns] for _ in range(rows)]
-    weight_row = builder.gep(b, [builder.mul(k, ir.Constant(I64, width))])
-    weights = [builder.gep(weight_row, [panel_starts[panel]]) for panel in range(panels)]
-    numbers = [builder.gep(row_start, [k]) for row_start in row_starts]
-    sums = _add_term(builder, dtype, numbers, weights, accumulators)
-    following = builder.add(k, ir.Constant(I64, 1))
-    k.add_incoming(following, loop)
-    for r in range(rows):
-        for v in range(len(columns)):
-            accumulators[r][v].add_incoming(zero, begin)
-            accumulators[r][v].add_incoming(sums[r][v], loop)
-    builder.cbranch(builder.icmp_signed("<", following, last), loop, end)
-
-    builder.position_at_end(end)
-    products = [builder.phi(vector) for _ in range(rows) for _ in columns]
-    for total, last_sum in zip(products, [total for row in sums for total in row], strict=True):
-        total.add_incoming(zero, begin)
-        total.add_incoming(last_sum, loop)
-    first.add_incoming(last, end)
+    sums = _emit_chain(builder, dtype, operands, first, last)
+    values = (ir.Constant(I64, 0), last), (c, d), (c_panel, d_panel), (c_row, d_row)
+    for phi, (value, next_value) in zip((first, *addend), values, strict=True):
+        phi.add_incoming(value, entry)
+        phi.add_incoming(next_value, builder.block)
 
     align = dtype.bitwidth // 8
-    places = [(r, panel, v) for r in range(rows) for panel, v in columns]
-    for total, (r, panel, v) in zip(products, places, strict=True):
+    for r, (column, (panel, v)) in product(range(rows), enumerate(columns)):
         source, target = (
             _vector_pointer(
                 builder,
@@ -170,7 +240,7 @@ def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int
             )
             for base, panel_stride, row_stride in (addend, (d, d_panel, d_row))
         )
-        builder.store(builder.fadd(builder.load(source, align=align), total), target, align=align)
+        builder.store(builder.fadd(builder.load(source, align=align), sums[r][column]), target, align=align)
     builder.cbranch(builder.icmp_signed("<", last, terms), begin, done)
 
     builder.position_at_end(done)
@@ -191,6 +261,7 @@ def multiply_tile(
     b: Any,
     b_start: Any,
     b_panel: Any,
+    ahead: Any,
     c: Any,
     c_start: Any,
     c_panel: Any,
@@ -207,31 +278,37 @@ def multiply_tile(
 
     a  in   row r's terms at ``a_start + r * a_row + k``
     b  in   panel p's vectors of term k at ``b_start + p * b_panel + k * PANEL_VECTORS * lanes``
+    ahead   where in b those weights begin that this tile asks for; negative: its own, as no other tile reads them
     c  in   row r of panel p at ``c_start + p * c_panel + r * c_row``; may be d itself, but not overlap it otherwise
     d  out  row r of panel p at ``d_start + p * d_panel + r * d_row``; must not overlap a or b
     """
     dtype = d.dtype
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        rows, panels, terms, chain, a, a_start, a_row, b, b_start, b_panel, *addend_and_output = args
+        rows, panels, terms, chain, a, a_start, a_row, b, b_start, b_panel, ahead, *addend_and_output = args
         c, c_start, c_panel, c_row, d, d_start, d_panel, d_row = addend_and_output
 
         def at(array_type: Any, array: ir.Value, start: ir.Value) -> ir.Value:
             return builder.gep(make_array(array_type)(context, builder, array).data, [start])
 
         operands = [terms, chain, at(sig.args[4], a, a_start), a_row, at(sig.args[7], b, b_start), b_panel]
-        operands += [at(sig.args[10], c, c_start), c_panel, c_row, at(sig.args[14], d, d_start), d_panel, d_row]
+        operands += [at(sig.args[7], b, ahead), at(sig.args[11], c, c_start), c_panel, c_row]
+        operands += [at(sig.args[15], d, d_start), d_panel, d_row]
         finished = builder.append_basic_block("tile.finished")
-        choice = builder.switch(builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows), finished)
-        for count in range(1, ROWS + 1):
-            for width in [width for width in (1, 2, 4) if width <= PANELS_AT_ONCE[count]]:
-                block = builder.append_basic_block(f"tile.{count}x{width}")
-                choice.add_case(ir.Constant(I64, 16 * width + count), block)
-                with builder.goto_block(block):
-                    builder.call(_tile_function(builder.module, dtype, count, width), operands)
-                    builder.branch(finished)
+        is_alone = builder.zext(builder.icmp_signed("<", ahead, ir.Constant(I64, 0)), I64)
+        shape = builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows)
+        choice = builder.switch(builder.add(builder.mul(is_alone, ir.Constant(I64, 128)), shape), finished)
+        for count, width, alone in product(range(1, ROWS + 1), (1, 2, 4), (False, True)):
+            if width > PANELS_AT_ONCE[count]:
+                continue
+            block = builder.append_basic_block(f"tile.{count}x{width}")
+            choice.add_case(ir.Constant(I64, 128 * alone + 16 * width + count), block)
+            with builder.goto_block(block):
+                asks = alone and count >= _ROWS_TO_PREFETCH
+                builder.call(_tile_function(builder.module, dtype, count, width, asks), operands)
+                builder.branch(finished)
         builder.position_at_end(finished)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(i64, i64, i64, i64, a, i64, i64, b, i64, i64, c, i64, i64, i64, d, i64, i64, i64), codegen
+    return types.void(i64, i64, i64, i64, a, i64, i64, b, i64, i64, i64, c, i64, i64, i64, d, i64, i64, i64), codegen
