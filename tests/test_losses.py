@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import nblstm
 from nblstm.engine import losses as engine
+from nblstm.engine import plan
 from nblstm.kernels import activations, policy, team
 from nblstm.kernels.simd import lanes_of, load, store
 from nblstm.training import cross_entropy, l1_loss, mse_loss
@@ -56,7 +57,7 @@ def test_cross_entropy_against_torch(
     options = {"ignore_index": ignored, "reduction": reduction}
     expected = torch_cross_entropy(torch, logits, targets, "float64", **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_parts", lambda rows, alone: min(parts, rows))
+        patch.setattr(engine, "workers_for", lambda alone, rows: min(parts, rows))
         patch.setattr(team, "run", lambda *arguments: run(*arguments[:-1], min(arguments[-1], 2)))
         loss, gradient = cross_entropy(logits, targets, **options)
     assert type(loss) is float and gradient.dtype == dtype and gradient.shape == logits.shape
@@ -87,7 +88,7 @@ def test_rows_are_given_to_threads_where_that_pays(monkeypatch: pytest.MonkeyPat
     logits, targets = random.standard_normal((301, 1003)).astype(np.float32), random.integers(0, 1003, 301)
     given_threads = []
     monkeypatch.setattr(team, "run", lambda *arguments: given_threads.append(arguments[-1]) or run(*arguments))
-    monkeypatch.setattr(engine.threads, "usable", lambda: 2)
+    monkeypatch.setattr(plan, "usable", lambda: 2)
     with nblstm.num_threads(1):
         loss, gradient = cross_entropy(logits, targets)
     with nblstm.num_threads(2):

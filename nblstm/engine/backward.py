@@ -108,9 +108,11 @@ def _layer_gradients(
     plan = _plan(layer)
     order = RowOrder(layer.layout, plan.parts if plan.split == ROWS else 1)
     chunks = list(_chunks(order, layer.weights[0]))
-    longest = max(max(end - begin for begin, end in (order.rows_of(*chunk, d) for d in range(2))) for chunk in chunks)
+    numbers = range(len(layer.weights))
+    ranges = [order.rows_of(*chunk, number) for chunk in chunks for number in numbers]
+    longest = max(end - begin for begin, end in ranges)
     back = ThroughTime(layer, plan, order, longest, dy, d_states)
-    directions = [_Direction(layer, d, order, longest, dx) for d in range(len(layer.weights))]
+    directions = [_Direction(layer, number, order, longest, dx) for number in numbers]
     for first, last in reversed(chunks):
         back.run(first, last)
         for number, direction in enumerate(directions):

@@ -121,13 +121,13 @@ def sum_rows(rows: Array) -> Array:
         return np.asarray(total.astype(rows.dtype))
 
 
-def _split(rows: int, outputs: int, terms: int, itemsize: int, panels_only: bool = False) -> tuple[int, int]:
+def _split(rows: int, outputs: int, terms: int, itemsize: int) -> tuple[int, int]:
     """Return into how many parts to split the rows and the panels of a product; asks for threads if they pay alone."""
     sizes = rows, outputs, terms, itemsize
     count = threads.get_num_threads()
-    parts = planning.choose_product(*sizes, count, panels_only)
+    parts = planning.choose_product(*sizes, count)
     if max(parts) > 1 and (usable := threads.usable()) < count:
-        parts = planning.choose_product(*sizes, usable, panels_only)
+        parts = planning.choose_product(*sizes, usable)
     return parts
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nblstm import threads
 from nblstm.arrays import Array, address_of
 from nblstm.engine.packing import aligned_empty
-from nblstm.engine.plan import threads_for
+from nblstm.engine.plan import workers_for
 from nblstm.kernels import team
 from nblstm.kernels.losses import SCRATCH_VECTORS, cross_entropy_float32, cross_entropy_float64
 from nblstm.kernels.policy import VECTOR_BYTES, lanes
@@ -25,7 +24,7 @@ def cross_entropy_rows(logits: Array, targets: Array, divisor: int) -> tuple[Arr
     losses, gradient = np.zeros(rows), np.empty_like(logits)
     if rows == 0:
         return losses, gradient
-    parts = _parts(rows, rows * -(-classes // lanes(logits.itemsize)) * _VECTOR)
+    parts = workers_for(rows * -(-classes // lanes(logits.itemsize)) * _VECTOR, rows)
     scratch = aligned_empty(parts * SCRATCH_VECTORS * (VECTOR_BYTES // logits.itemsize), logits.dtype)
     scratch.reshape(parts, SCRATCH_VECTORS, -1)[:, :2] = [[0.0], [-np.inf]]
     addresses = (address_of(array) for array in (scratch, logits, targets, losses, gradient))
@@ -33,9 +32,3 @@ def cross_entropy_rows(logits: Array, targets: Array, divisor: int) -> tuple[Arr
     worker = cross_entropy_float32 if logits.dtype == np.float32 else cross_entropy_float64
     team.run(worker.address, address_of(job), parts, 1, parts)
     return losses, gradient
-
-
-def _parts(rows: int, alone: float) -> int:
-    """Return into how many slices to split the rows of a job that takes one thread so many nanoseconds."""
-    count = threads_for(alone, threads.get_num_threads())
-    return 1 if count == 1 else min(rows, threads.usable())

@@ -22,6 +22,7 @@ from nblstm.kernels.job import ROWS, UNITS
 from nblstm.kernels.policy import lanes
 from nblstm.kernels.tile import PANEL_VECTORS
 from nblstm.kernels.tile import ROWS as TILE_ROWS
+from nblstm.threads import get_num_threads, usable
 
 # Nanoseconds, and per nanosecond.
 _LAUNCH = 25000.0  # a parallel region, for threads that have gone to sleep; 6000 for those that still spin
@@ -114,9 +115,7 @@ def _step_estimate(weights: DirectionWeights, rows: int, blocks: int) -> float:
     return _STEP + recur + 2 * rows * projected / rate + rows * blocks * gates * _VECTOR_OF_GATE
 
 
-def choose_product(
-    rows: int, outputs: int, terms: int, itemsize: int, threads: int, panels_only: bool = False
-) -> tuple[int, int]:
+def choose_product(rows: int, outputs: int, terms: int, itemsize: int, threads: int) -> tuple[int, int]:
     """Return into how many parts to split the rows and the panels of a product: (1, 1) where a launch does not pay.
 
     Every part of the rows reads all weights, every part of the panels all rows, but those are the fewer in most layers.
@@ -125,7 +124,7 @@ def choose_product(
     threads = threads_for(product_estimate(rows, outputs, terms, itemsize), threads)
     if threads == 1:
         return 1, 1
-    by_rows, by_panels = 1 if panels_only else min(threads, rows), min(threads, panels)
+    by_rows, by_panels = min(threads, rows), min(threads, panels)
     split_rows = _rows_at_peak(-(-rows // by_rows)) * panels
     split_panels = _rows_at_peak(rows) * -(-panels // by_panels)
     return (by_rows, 1) if split_rows < split_panels else (1, by_panels)
@@ -134,6 +133,15 @@ def choose_product(
 def threads_for(alone: float, threads: int) -> int:
     """Return how many threads of up to `threads` to give to work that takes one so many nanoseconds: all or one."""
     return threads if _LAUNCH + alone / threads < alone else 1
+
+
+def workers_for(alone: float, parts: int) -> int:
+    """Return how many threads to give to work of up to so many parts that takes one thread so many nanoseconds.
+
+    Which of them may be used is asked only if they pay: that loads a threading layer.
+    """
+    count = threads_for(alone, min(get_num_threads(), parts))
+    return count if count == 1 else threads_for(alone, min(usable(), parts))
 
 
 def product_estimate(rows: int, outputs: int, terms: int, itemsize: int) -> float:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from nblstm import threads
 from nblstm.arrays import Array, address_of
 from nblstm.engine import plan as planning
 from nblstm.engine.packing import aligned_empty
@@ -35,12 +34,6 @@ def panel_width(dtype: np.dtype[Any]) -> int:
     return PANEL_VECTORS * lanes(dtype.itemsize)
 
 
-def _workers(alone: float, most: int) -> int:
-    """Return how many threads to give to a product that takes one so many nanoseconds, and has so many parts."""
-    count = planning.threads_for(alone, min(threads.get_num_threads(), most))
-    return count if count == 1 else planning.threads_for(alone, min(threads.usable(), most))
-
-
 class WeightGradients:
     """The gradients of one matrix of inputs and one of hidden states, or of one alone, summed over several calls."""
 
@@ -50,7 +43,7 @@ class WeightGradients:
         width = panel_width(dtype)
         panels = -(-fields["slots"] * fields["slot_size"] // width)
         alone = planning.product_estimate(columns, panels * width, rows, dtype.itemsize)
-        self._workers = _workers(alone, panels)
+        self._workers = planning.workers_for(alone, panels)
         sizes = {
             "columns": -(-rows // ROWS_AT_ONCE) * columns * ROWS_STRIDE,
             "packed": self._workers * ROWS_AT_ONCE * width,
@@ -88,7 +81,7 @@ def multiply_to_rows(gradients: Array, panels: Array, terms: int, rows: Array, c
     dtype = gradients.dtype
     width = panel_width(dtype)
     alone = planning.product_estimate(len(rows), columns, terms, dtype.itemsize)
-    workers = _workers(alone, len(rows))
+    workers = planning.workers_for(alone, len(rows))
     scratch = aligned_empty(workers * -(-columns // width) * PRODUCT_ROWS * width, dtype)
     fields = {
         "rows": len(rows),
