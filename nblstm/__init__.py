@@ -7,7 +7,7 @@
 (10, 1, 8)
 """
 
-from nblstm import functional
+from nblstm import functional, nopython
 from nblstm.layers.cells import GRUCell, LSTMCell, RNNCell
 from nblstm.layers.gru import GRU
 from nblstm.layers.lstm import LSTM
@@ -37,6 +37,7 @@ __all__ = [
     "functional",
     "get_num_threads",
     "load",
+    "nopython",
     "num_threads",
     "pack_padded_sequence",
     "pack_sequence",

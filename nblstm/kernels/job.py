@@ -16,6 +16,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from nblstm.kernels.policy import DIGEST
+
 ROWS, UNITS = 0, 1
 
 FIELDS = (
@@ -222,6 +224,34 @@ LOSS_FIELDS = (
 LOSS_JOB = np.dtype([(name, np.int64) for name in LOSS_FIELDS])
 
 
+# A layer of a network of one row, a `JOB` at its beginning (nblstm.kernels.one_row).
+WEIGHTS = "input_weights", "bias", "recurrent_weights", "recurrent_bias", "projection_weights"
+WEIGHTS_BACK = "input_back", "recurrent_back", "projection_back"
+_ONE_ROW_FIELDS = (
+    "worker",  # address of the worker of nblstm.kernels.recurrence
+    "worker_back",  # that of nblstm.kernels.step_back; 0: the weights are not for the way back
+    "scratch",  # elements of the workspace
+    "scratch_back",
+    *WEIGHTS_BACK,  # panels of I, P and H outputs (nblstm.engine.packing.BackwardWeights); 0: no projection
+    "slots",  # of the gates' gradients, kept_slots of what a step keeps, `apart` as in nblstm.kernels.cells
+    "kept_slots",
+    "apart",
+    "place",  # where the layer's parameters begin among all
+    "biases",  # whether there are any
+    "dx",  # (I,), 0: not wanted
+    "dh",  # (P,), from the gradient of h after the step to that before
+    "dc",  # (H,), likewise
+    "h_0",  # (P,) before the step
+    "c_0",  # (H,), 0: no cell state
+    "d_parameters",  # what is added to, flat and in torch's order; 0: not wanted
+)
+ONE_ROW_FIELDS = (*FIELDS, *_ONE_ROW_FIELDS)
+ONE_ROW_JOB = np.dtype([(name, np.int64) for name in ONE_ROW_FIELDS])
+# A type for each version of the kernels, by the name of its field: weights have an array of it, so that a function of
+# the user's that takes them, and that Numba keeps on disk, is not taken for one that fits other kernels.
+VERSION = np.dtype([(f"kernels_{DIGEST[:16]}", np.uint8)])
+
+
 def reader_of(dtype: np.dtype[Any]) -> Any:
     """Return the function of compiled code that gives the record of `dtype` at an address."""
 
@@ -241,3 +271,4 @@ def reader_of(dtype: np.dtype[Any]) -> Any:
 job_at, backward_job_at = reader_of(JOB), reader_of(BACKWARD_JOB)
 product_job_at, gradient_job_at = reader_of(PRODUCT_JOB), reader_of(GRADIENT_JOB)
 dense_job_at, loss_job_at = reader_of(DENSE_JOB), reader_of(LOSS_JOB)
+one_row_job_at = reader_of(ONE_ROW_JOB)

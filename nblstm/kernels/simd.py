@@ -19,7 +19,7 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 from numba.np.arrayobj import make_array, populate_array
 
-from nblstm.kernels.policy import HAS_FMA, lanes
+from nblstm.kernels.policy import HAS_FMA, LINE, lanes
 
 I64 = ir.IntType(64)
 
@@ -357,3 +357,15 @@ def array_at(typing_context: Any, address: Any, length: Any, like: Any) -> Any:
         return array._getvalue()
 
     return array_type(types.int64, types.int64, like), codegen
+
+
+@intrinsic
+def on_stack(typing_context: Any, size: Any) -> Any:
+    """The address of `size` bytes, from the beginning of a cache line, that live until the calling function returns."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        memory = builder.alloca(ir.IntType(8), size=args[0])
+        memory.align = LINE
+        return builder.ptrtoint(memory, I64)
+
+    return types.int64(types.int64), codegen

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nblstm.engine.compiled import GRUWeights
 from nblstm.kernels import cells
 from nblstm.layers.hidden_state import HiddenStateLayer
 
@@ -73,6 +74,7 @@ class GRU(HiddenStateLayer):
 
     _CELL = cells.GRU
     _TRACE = GRUTrace
+    _COMPILED = GRUWeights
     _TRACE_SLOTS = 0, 1, 2
 
     def __init__(

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nblstm.arrays import Array
+from nblstm.engine.compiled import LSTMWeights
 from nblstm.kernels import cells
 from nblstm.layers.gradients import Backward
 from nblstm.layers.recurrent import RecurrentLayer
@@ -81,6 +82,7 @@ class LSTM(RecurrentLayer):
 
     _CELL = cells.LSTM
     _TRACE = LSTMTrace
+    _COMPILED = LSTMWeights
     _TRACE_SLOTS = 4, 0, 1, 2, 3
 
     def __init__(

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nblstm.arrays import Array
+from nblstm.engine.compiled import compiled_weights
 from nblstm.engine.packing import BackwardWeights, DirectionWeights, pack_backward, pack_direction
 from nblstm.engine.run import Dropout, LayerRecord, SequenceLayout, new_records, run_layers
 from nblstm.errors import message
@@ -63,6 +64,7 @@ class RecurrentLayer(Layer):
     """What LSTM, GRU and RNN have in common: torch.nn's constructor arguments, parameters and their order."""
 
     _CELL: ClassVar[Cell]  # its number of gates is that of all layers of the class
+    _COMPILED: ClassVar[Any]  # what `nopython_weights` returns
     # What `trace` returns of a layer and direction: h, and then these slots of `LayerRecord.kept`.
     _TRACE: ClassVar[Any]
     _TRACE_SLOTS: ClassVar[tuple[int, ...]]
@@ -234,13 +236,45 @@ class RecurrentLayer(Layer):
             A `batch_size` that is no whole number, or states that are no arrays.
         """
         name = type(self).__name__
-        if self.bidirectional:
-            because = "the reverse direction begins with the last step"
-            raise ValueError(message(f"{name} stream", "one direction", "bidirectional=True", because=because))
+        self._check_one_direction(f"{name} stream")
         rows = checks.check_size(f"{name} stream", "batch_size", batch_size)
         weights = self._weights
         states = functools.partial(self._states, weights.dtype, batch=rows)
         return Stream(name, weights.packed(self._pack), rows, states, hx)
+
+    def nopython_weights(self, *, backward: bool = False) -> Any:
+        """Return the weights for `nblstm.nopython`: a copy, packed, as a named tuple of arrays that Numba knows.
+
+        Its type is the same for all networks of one class and dtype. It stays as it is when weights are set.
+
+        Parameters
+        ----------
+        backward : bool
+            With what a step back needs: the weights a second time.
+
+        Raises
+        ------
+        ValueError
+            A layer of both directions, whose reverse one begins with the last step.
+        TypeError
+            A `backward` that is not True or False.
+
+        >>> from nblstm import LSTM
+        >>> type(LSTM(2, 3, num_layers=2).nopython_weights()).__name__
+        'LSTMWeights'
+        """
+        name = f"{type(self).__name__} nopython_weights"
+        backward = checks.check_flag(name, "backward", backward)
+        self._check_one_direction(name)
+        weights = self._weights
+        layers = [layer for (layer,) in weights.packed(self._pack)]
+        back = [layer for (layer,) in weights.packed(self._pack_backward)] if backward else None
+        return compiled_weights(self._COMPILED, layers, back, self.bias)
+
+    def _check_one_direction(self, name: str) -> None:
+        if self.bidirectional:
+            because = "the reverse direction begins with the last step"
+            raise ValueError(message(name, "one direction", "bidirectional=True", because=because))
 
     def trace(self, x: Any, hx: Any = None, *, lengths: Any = None, dropout_call: int | None = None) -> tuple[Any, ...]:
         """Run the network and return what every layer and direction went through: states and gates of all steps.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nblstm.engine.compiled import RNNWeights
 from nblstm.kernels import cells
 from nblstm.layers import checks
 from nblstm.layers.hidden_state import HiddenStateLayer
@@ -73,6 +74,7 @@ class RNN(HiddenStateLayer):
     _FIXED = HiddenStateLayer._FIXED | {"nonlinearity"}
     _CELL = cells.RNN_TANH
     _TRACE = RNNTrace
+    _COMPILED = RNNWeights
     _TRACE_SLOTS = ()
 
     def __init__(

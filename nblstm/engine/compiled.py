@@ -1,0 +1,148 @@
+"""Weights for a user's compiled code: packed, and described so that they need nothing else of this package's Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nblstm.arrays import Array
+from nblstm.engine.jobs import job_template
+from nblstm.engine.packing import BackwardWeights, DirectionWeights, aligned_empty
+from nblstm.errors import message
+from nblstm.kernels.job import FIELDS, ONE_ROW_FIELDS, ONE_ROW_JOB, VERSION, WEIGHTS, WEIGHTS_BACK
+from nblstm.kernels.policy import LINE, VECTOR_BYTES, lanes
+from nblstm.kernels.recurrence import recurrence_float32, recurrence_float64
+from nblstm.kernels.step_back import step_back_float32, step_back_float64
+from nblstm.kernels.tile import PANEL_VECTORS
+
+# Steps whose input is projected at once, and the bytes of their sums, which lie on the stack.
+_STEPS_AT_ONCE = 8
+_SUMS_BYTES = 1 << 16
+
+
+def _reduce(weights: Any) -> tuple[Any, ...]:
+    jobs = np.array(weights.jobs)
+    return _restored, (type(weights), VERSION.names, VECTOR_BYTES, jobs, np.array(weights.panels))
+
+
+def _restored(kind: Any, version: Any, vector_bytes: int, jobs: Array, panels: Array) -> Any:
+    """Return weights that come from another process, with the addresses of this one."""
+    if version != VERSION.names or vector_bytes != VECTOR_BYTES:
+        because = "they were packed by another nblstm or for another CPU"
+        raise ValueError(message("nopython weights", "those of this nblstm", kind.__name__, because=because))
+    memory = aligned_empty(panels.size, panels.dtype)
+    memory[:] = panels
+    return _finished(kind, jobs, memory)
+
+
+class LSTMWeights(NamedTuple):
+    """The weights of an LSTM for `nblstm.nopython`."""
+
+    jobs: Array
+    panels: Array
+    version: Array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduce(self)
+
+
+class GRUWeights(NamedTuple):
+    """The weights of a GRU for `nblstm.nopython`."""
+
+    jobs: Array
+    panels: Array
+    version: Array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduce(self)
+
+
+class RNNWeights(NamedTuple):
+    """The weights of an RNN for `nblstm.nopython`."""
+
+    jobs: Array
+    panels: Array
+    version: Array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reduce(self)
+
+
+def compiled_weights(
+    kind: Any, layers: Sequence[DirectionWeights], back: Sequence[BackwardWeights] | None, biases: bool
+) -> Any:
+    """Return a named tuple of class `kind`: one job for each layer, and a copy of all packed weights.
+
+    back    the weights for the way back, one for each layer; None: without it
+    biases  whether the layers have them as parameters
+    """
+    parts = [_parts(layer, None if back is None else back[number]) for number, layer in enumerate(layers)]
+    dtype = layers[0].dtype
+    line = LINE // dtype.itemsize
+    jobs, end, place = np.zeros(len(layers), ONE_ROW_JOB), line, 0  # 0: there is none
+    for job, layer, arrays in zip(jobs, layers, parts, strict=True):
+        _describe(job, layer, _steps_at_once(layers))
+        job["place"], job["biases"] = place, biases
+        place += _parameters(layer, biases)
+        for name, array in arrays.items():
+            job[name] = end
+            end += -(-array.size // line) * line
+    panels = aligned_empty(end, dtype)
+    panels[:] = 0
+    for job, arrays in zip(jobs, parts, strict=True):
+        for name, array in arrays.items():
+            panels[job[name] : job[name] + array.size] = array
+    return _finished(kind, jobs.view(np.int64).reshape(len(layers), -1), panels)
+
+
+def _finished(kind: Any, jobs: Array, panels: Array) -> Any:
+    """Return the weights, with the addresses of this process' workers."""
+    single = panels.dtype == np.float32
+    has_way_back = jobs[0, ONE_ROW_FIELDS.index("input_back")] != 0
+    workers = {
+        "worker": recurrence_float32 if single else recurrence_float64,
+        "worker_back": (step_back_float32 if single else step_back_float64) if has_way_back else None,
+    }
+    for name, worker in workers.items():
+        jobs[:, ONE_ROW_FIELDS.index(name)] = 0 if worker is None else worker.address
+    arrays = jobs, panels, np.empty(0, VERSION)
+    for array in arrays:
+        array.flags.writeable = False
+    return kind(*arrays)
+
+
+def _parts(layer: DirectionWeights, back: BackwardWeights | None) -> dict[str, Array]:
+    """Return the packed arrays of a layer by the names of their fields."""
+    own = layer.input_panels, layer.bias, layer.recurrent_panels, layer.recurrent_bias, layer.projection_panels
+    arrays = dict(zip(WEIGHTS, own, strict=True)) | dict(zip(WEIGHTS_BACK, back or (None,) * 3, strict=True))
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _steps_at_once(layers: Sequence[DirectionWeights]) -> int:
+    row = max(layer.cell.gates * layer.padded_units * layer.dtype.itemsize for layer in layers)
+    return max(1, min(_STEPS_AT_ONCE, _SUMS_BYTES // row))
+
+
+def _describe(job: Any, layer: DirectionWeights, steps: int) -> None:
+    """Fill in a job but for its weights."""
+    template = job_template([layer], steps, 1, 1, 1)
+    for name, value in zip(FIELDS, template.records[0], strict=True):
+        job[name] = value
+    for name in WEIGHTS:
+        job[name] = 0
+    cell, padded = layer.cell, layer.padded_units
+    width = PANEL_VECTORS * lanes(layer.dtype.itemsize)
+    units, columns = (-(-size // width) * width for size in (layer.units, max(layer.inputs, layer.outputs)))
+    slots = cell.gates + cell.apart
+    job["c_n"], job["apart"] = cell.has_cell_state, cell.apart
+    job["scratch"] = template.workspace
+    job["scratch_back"] = width + (slots + 4) * padded + units + columns
+    job["slots"], job["kept_slots"] = slots, layer.kept_slots
+
+
+def _parameters(layer: DirectionWeights, biases: bool) -> int:
+    """Return how many numbers a layer's parameters have."""
+    projection = 0 if layer.projection_panels is None else layer.outputs * layer.units
+    return layer.cell.gates * layer.units * (layer.inputs + layer.outputs + 2 * biases) + projection
