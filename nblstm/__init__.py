@@ -7,7 +7,11 @@
 (10, 1, 8)
 """
 
-from nblstm import functional, nopython
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nblstm import functional
+from nblstm.engine.ahead import warmup
 from nblstm.layers.cells import GRUCell, LSTMCell, RNNCell
 from nblstm.layers.gru import GRU
 from nblstm.layers.lstm import LSTM
@@ -22,7 +26,10 @@ from nblstm.sequences import (
     unpad_sequence,
 )
 from nblstm.threads import get_num_threads, num_threads, set_num_threads
-from nblstm.weights.files import load, save
+
+if TYPE_CHECKING:
+    from nblstm import nopython
+    from nblstm.weights.files import load, save
 
 __version__ = "0.1.0"
 
@@ -47,4 +54,20 @@ __all__ = [
     "set_num_threads",
     "unpack_sequence",
     "unpad_sequence",
+    "warmup",
 ]
+
+# What many programs never call comes with its first use: the readers of files take a tenth of the import.
+_LATER = {"load": "nblstm.weights.files", "nopython": "nblstm.nopython", "save": "nblstm.weights.files"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_LATER[name])
+    value = globals()[name] = getattr(module, name, module)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from nblstm import __version__
-from nblstm.commands import bench, convert, demo, info
+from nblstm.commands import bench, convert, demo, info, warmup
 
-COMMANDS = {"demo": demo, "info": info, "convert": convert, "bench": bench}
+COMMANDS = {"demo": demo, "info": info, "warmup": warmup, "convert": convert, "bench": bench}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

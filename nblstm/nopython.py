@@ -36,7 +36,7 @@ from numba.extending import overload
 from nblstm.engine.compiled import GRUWeights, LSTMWeights, RNNWeights
 from nblstm.errors import message
 from nblstm.kernels.one_row import back_through_network, fits, job_of, parameters_of, run_network, set_state
-from nblstm.kernels.policy import entry, function
+from nblstm.kernels.policy import function, open_entry
 
 __all__ = [
     "GRUWeights",
@@ -125,7 +125,7 @@ def _step_backward(weights, x, h, c, d_h, d_c, d_x, d_parameters):
     back_through_network(weights, x.ctypes.data, *states, d_x.ctypes.data, d_parameters.ctypes.data, d_parameters.size)
 
 
-@entry
+@open_entry
 def lstm_step(weights, x, h, c, h_out, c_out):
     """Go one step through all layers: `nblstm.reference.lstm_step`.
 
@@ -149,7 +149,7 @@ def lstm_step(weights, x, h, c, h_out, c_out):
     _step(weights, x, h, c, h_out, c_out)
 
 
-@entry
+@open_entry
 def lstm_sequence(weights, x, h, c, output, h_out, c_out):
     """Go through a sequence: as `lstm_step` for each row of x.
 
@@ -161,7 +161,7 @@ def lstm_sequence(weights, x, h, c, output, h_out, c_out):
     _sequence(weights, x, h, c, output, h_out, c_out)
 
 
-@entry
+@open_entry
 def lstm_step_backward(weights, x, h, c, d_h, d_c, d_x, d_parameters):
     """Go back through one step, which is done again for that, from the gradients of its results.
 
@@ -176,7 +176,7 @@ def lstm_step_backward(weights, x, h, c, d_h, d_c, d_x, d_parameters):
     _step_backward(weights, x, h, c, d_h, d_c, d_x, d_parameters)
 
 
-@entry
+@open_entry
 def gru_step(weights, x, h, h_out):
     """Go one step through all layers: `nblstm.reference.gru_step`.
 
@@ -189,7 +189,7 @@ def gru_step(weights, x, h, h_out):
     _step(weights, x, h, h, h_out, h_out)
 
 
-@entry
+@open_entry
 def gru_sequence(weights, x, h, output, h_out):
     """Go through a sequence: as `gru_step` for each row of x.
 
@@ -201,7 +201,7 @@ def gru_sequence(weights, x, h, output, h_out):
     _sequence(weights, x, h, h, output, h_out, h_out)
 
 
-@entry
+@open_entry
 def gru_step_backward(weights, x, h, d_h, d_x, d_parameters):
     """Go back through one step, which is done again for that, from the gradients of its results.
 
@@ -216,7 +216,7 @@ def gru_step_backward(weights, x, h, d_h, d_x, d_parameters):
     _step_backward(weights, x, h, h, d_h, d_h, d_x, d_parameters)
 
 
-@entry
+@open_entry
 def rnn_step(weights, x, h, h_out):
     """Go one step through all layers: `nblstm.reference.rnn_step`.
 
@@ -229,7 +229,7 @@ def rnn_step(weights, x, h, h_out):
     _step(weights, x, h, h, h_out, h_out)
 
 
-@entry
+@open_entry
 def rnn_sequence(weights, x, h, output, h_out):
     """Go through a sequence: as `rnn_step` for each row of x.
 
@@ -241,7 +241,7 @@ def rnn_sequence(weights, x, h, output, h_out):
     _sequence(weights, x, h, h, output, h_out, h_out)
 
 
-@entry
+@open_entry
 def rnn_step_backward(weights, x, h, d_h, d_x, d_parameters):
     """Go back through one step, which is done again for that, from the gradients of its results.
 

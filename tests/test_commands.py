@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
@@ -68,7 +69,9 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fused multiply-add" in facts["CPU"]
     assert facts["threads"].startswith(f"{nblstm.get_num_threads()} a call at most")
     assert "workqueue" in facts["threading layer"]
-    assert facts["kernel cache"].endswith(" MB")
+    assert re.search(r": \d+ kernels?, [\d.]+ k?M?B$", facts["kernel cache"])
+    assert f"{8 * policy.VECTOR_BYTES} bits" in facts["CPU"]
+    assert [facts[name] for name in ("numba", "numpy")] == [numba.__version__, np.__version__]
     assert all(peer in facts["peers"] for peer in info.PEERS)
 
 
@@ -82,6 +85,12 @@ assert not parallel._is_initialized
 assert not {"torch", "matplotlib"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_info_says_when_it_will_use_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "one thread" not in info.threading_layer()
+    monkeypatch.setattr(numba.config, "THREADING_LAYER", "workqueue")
+    assert "one thread" in info.threading_layer()
 
 
 def test_info_without_a_place_for_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

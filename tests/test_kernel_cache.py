@@ -109,14 +109,91 @@ def test_an_index_that_cannot_be_opened_means_one_warning(filled):
     assert error.count("RuntimeWarning: nblstm compiles its kernels anew") == 1
 
 
+# A call of a kernel that compiles in a second; prints whether it was cached, and what came.
+QUICK = """
+import numpy as np, warnings
+warnings.simplefilter("always")
+from nblstm.kernels.embedding import add_rows
+from nblstm.training import Embedding
+output, backward = Embedding(3, 1, seed=0).vjp([1, 1])
+total = float(backward(output * 0 + 1).parameters["weight"][1, 0])
+print(add_rows.cache_hits, total)
+"""
+
+
+def start_quick(root, cache, prelude="", **environment):
+    """Start QUICK in a new process with the package of folder `root`."""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(root), **environment}
+    command = [sys.executable, "-c", prelude + QUICK]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=root)
+
+
+def result_of(process):
+    """Return the numbers printed, and standard error."""
+    output, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return [float(word) for word in output.split()], error
+
+
+def copied(folder):
+    """Copy the package into a folder."""
+    return shutil.copytree(PACKAGE, folder / "nblstm", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def test_an_upgrade_in_place_is_seen_though_no_file_looks_newer(tmp_path):
+    """The same name, size and time, as where a package manager sets the times of all files."""
+    file, cache = copied(tmp_path) / "kernels" / "embedding.py", tmp_path / "cache"
+    old = file.read_text()
+    new = old.replace("table[start + k] += row[k]", "table[start + k] -= row[k]")
+    assert new != old and len(new) == len(old)
+    for text, expected in ((old, [0, 2]), (old, [1, 2]), (new, [0, -2]), (new, [1, -2]), (old, [0, 2])):
+        file.write_text(text)
+        os.utime(file, (1e9, 1e9))
+        # No bytecode: Python too would take the old one by its time and size.
+        assert result_of(start_quick(tmp_path, cache, PYTHONDONTWRITEBYTECODE="1"))[0] == expected
+
+
+def test_two_versions_beside_each_other_share_a_cache_folder(tmp_path):
+    cache, roots = tmp_path / "cache", [tmp_path / "one", tmp_path / "two"]
+    for root in roots:
+        file = copied(root) / "kernels" / "embedding.py"
+    file.write_text(file.read_text().replace("table[start + k] += row[k]", "table[start + k] -= row[k]"))
+    for cached in (0, 1, 1):
+        for root, expected in zip(roots, (2, -2), strict=True):
+            assert result_of(start_quick(root, cache))[0] == [cached, expected]
+
+
+def test_processes_that_start_at_once_on_an_empty_cache(tmp_path):
+    results = [result_of(each) for each in [start_quick(PACKAGE.parent, tmp_path) for _ in range(4)]]
+    assert [numbers[1] for numbers, _ in results] == [2] * 4
+    assert not [error for _, error in results if error]
+    assert result_of(start_quick(PACKAGE.parent, tmp_path)) == ([1, 2], "")
+
+
+# Root may write anywhere: so a system that lets nobody, by the way in which Numba finds out.
+READ_ONLY = """
+import os, tempfile
+def read_only(*args, **kwargs):
+    raise PermissionError(13, "Permission denied")
+tempfile.TemporaryFile = os.makedirs = read_only
+"""
+
+
+def test_a_read_only_home_means_one_warning(tmp_path):
+    copied(tmp_path / "package")
+    home = tmp_path / "home"
+    home.mkdir()
+    for _ in range(2):
+        process = start_quick(tmp_path / "package", "", READ_ONLY, HOME=str(home), XDG_CACHE_HOME="")
+        numbers, error = result_of(process)
+        assert numbers == [0, 2]
+        assert error.count("RuntimeWarning: nblstm compiles its kernels anew") == 1
+    assert not list(home.rglob("*"))
+
+
 def test_a_change_in_another_file_is_seen(tmp_path):
     """Numba alone would look at the file of the cached function only and run the old code."""
-    copy = tmp_path / "nblstm"
-    copy.mkdir()
-    for source in PACKAGE.rglob("*.py"):
-        target = copy / source.relative_to(PACKAGE)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(source.read_bytes())
+    copy = copied(tmp_path)
     cache = tmp_path / "cache"
     before, _ = call(cache, root=tmp_path)
     cells = copy / "kernels" / "cells.py"

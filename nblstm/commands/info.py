@@ -16,7 +16,7 @@ import numba
 
 from nblstm import __version__, get_num_threads, load
 from nblstm.commands.timing import is_installed
-from nblstm.commands.weight_report import refused, report
+from nblstm.commands.weight_report import refused, report, size_text
 from nblstm.kernels import policy
 
 PEERS = ("torch", "onnxruntime", "openvino")
@@ -68,7 +68,9 @@ def threading_layer() -> str:
     """Return which of Numba's threading layers is asked for, and which are there; none is loaded to find out."""
     pools = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
     present = [name for name, module in pools.items() if is_installed(f"numba.np.ufunc.{module}")]
-    return f"{numba.config.THREADING_LAYER}; built into this Numba: {', '.join(present)}"
+    asked = str(numba.config.THREADING_LAYER)
+    alone = ", under which nblstm uses one thread" if asked == "workqueue" else ""
+    return f"{asked}{alone}; built into this Numba: {', '.join(present)}"
 
 
 def kernel_cache() -> str:
@@ -77,5 +79,5 @@ def kernel_cache() -> str:
     if folder is None:
         return "none: there is no folder to write to; set NUMBA_CACHE_DIR"
     entries = list(Path(folder).glob("*.nbc"))
-    size = sum(entry.stat().st_size for entry in entries)
-    return f"{folder}: {len(entries)} kernels, {size / 1e6:.1f} MB"
+    size = size_text(sum(entry.stat().st_size for entry in entries))
+    return f"{folder}: {len(entries)} kernel{'s' * (len(entries) != 1)}, {size}"

@@ -43,7 +43,7 @@ def pack_forward(parameters: Mapping[str, Array]) -> DenseWeights:
     weight, bias = parameters["weight"], parameters.get("bias")
     outputs, inputs = weight.shape
     packed = aligned_empty(-(-outputs // panel_width(weight.dtype)) * panel_width(weight.dtype) * inputs, weight.dtype)
-    pack_rows(outputs, inputs, address_of(weight), packed)
+    pack_rows.of(packed.dtype)(outputs, inputs, address_of(weight), packed)
     return DenseWeights(packed, None if bias is None else pack_panels(bias[:, None]), outputs, inputs)
 
 
@@ -53,7 +53,7 @@ def pack_transposed(parameters: Mapping[str, Array]) -> DenseWeights:
     outputs, inputs = weight.shape
     width = panel_width(weight.dtype)
     packed = aligned_empty(-(-inputs // width) * outputs * width, weight.dtype)
-    pack_columns(outputs, inputs, address_of(weight), packed)
+    pack_columns.of(packed.dtype)(outputs, inputs, address_of(weight), packed)
     return DenseWeights(packed, None, inputs, outputs)
 
 

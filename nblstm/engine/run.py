@@ -194,7 +194,8 @@ def drop_rows(y: Array, steps: Array, rows: Array, first_step: int, layer: int, 
     kept = 1.0 - dropout.p
     scale = y.dtype.type(1.0 / kept if kept > 0.0 else 0.0)
     seed, call = np.uint64(dropout.seed), np.uint64(dropout.call)
-    drop_units(y, steps, rows, first_step, seed, call, layer, round(dropout.p * 2**32), scale)
+    threshold = round(dropout.p * 2**32)
+    drop_units.of(y.dtype)(y, steps, rows, first_step, seed, call, layer, threshold, scale)
 
 
 def _run_layer(

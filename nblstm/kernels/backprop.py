@@ -178,7 +178,7 @@ def _record_projected(job, s, part, first_row, last_row, first, last, dh):
         copy_numbers(dh.array, dh.start + row * dh.stride + first, into, first, last - first)
 
 
-@inlined
+@function
 def _backward_slice(first_job, piece, step, like):
     """Do slice number `piece`: direction piece // parts, part piece % parts.
 

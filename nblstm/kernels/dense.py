@@ -6,11 +6,12 @@ order of each sum depends on the number of its terms alone (nblstm.kernels.tile)
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from nblstm.kernels.job import dense_job_at
-from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import entry, inlined, worker
+from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width
+from nblstm.kernels.policy import function, typed_entry, worker
 from nblstm.kernels.schedule import copy_numbers, copy_transposed, share
 from nblstm.kernels.simd import array_at, lanes_of, load, store
 
@@ -19,7 +20,11 @@ ROWS_AT_ONCE = 48
 _ZERO = np.int64(0)
 
 
-@inlined
+def _pack_signatures(number):
+    return [(numba.int64, numba.int64, numba.int64, number[::1])]
+
+
+@function
 def _dense_slice(address, piece, like):
     """Do a share of the rows and columns."""
     job = dense_job_at(address)
@@ -36,16 +41,16 @@ def _dense_slice(address, piece, like):
         x = Rows(array_at(job.x + begin * job.terms * item, 1, like), _ZERO, job.terms)
         y = array_at(job.y + begin * job.columns * item, rows * job.columns, like)
         into = Panels(y, _ZERO, width, job.columns)
-        multiply_add(rows, job.terms, x, weights, first_panel, whole, addend, into, False)
+        multiply_add(rows, job.terms, x, weights, first_panel, whole, addend, into, FORWARDS)
         if whole < last_panel:
             into = Panels(rest, -whole * width, width, width)
-            multiply_add(rows, job.terms, x, weights, whole, last_panel, addend, into, False)
+            multiply_add(rows, job.terms, x, weights, whole, last_panel, addend, into, FORWARDS)
             for row in range(rows):
                 start = whole * width
                 copy_numbers(rest, row * width, y, row * job.columns + start, job.columns - start)
 
 
-@entry
+@typed_entry(_pack_signatures)
 def pack_rows(outputs, inputs, weight, packed):
     """Pack a matrix for y, a panel after another: three times as fast as a copy by NumPy.
 
@@ -61,7 +66,7 @@ def pack_rows(outputs, inputs, weight, packed):
         copy_transposed(rows, _ZERO, inputs, count, inputs, packed, first * inputs, width)
 
 
-@entry
+@typed_entry(_pack_signatures)
 def pack_columns(outputs, inputs, weight, packed):
     """Pack a matrix for dx, a row of it after another: ten times as fast as a copy by NumPy.
 

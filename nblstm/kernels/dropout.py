@@ -7,9 +7,10 @@ D. Lea, C. Flood, Fast Splittable Pseudorandom Number Generators, 2014), applied
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
-from nblstm.kernels.policy import entry, function
+from nblstm.kernels.policy import function, typed_entry
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -25,7 +26,12 @@ def _mix(state, coordinate):
     return z ^ (z >> _31)
 
 
-@entry
+def _signatures(number):
+    i64, u64 = numba.int64, numba.uint64
+    return [(number[:, ::1], i64[::1], i64[::1], i64, u64, u64, i64, i64, number)]
+
+
+@typed_entry(_signatures)
 def drop_units(rows, steps, batch_rows, first_step, seed, call, layer, threshold, scale):
     """Scale the kept elements of `rows` by `scale` and set the others to zero.
 

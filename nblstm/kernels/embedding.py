@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
-from nblstm.kernels.policy import entry
+from nblstm.kernels.policy import typed_entry
 from nblstm.kernels.simd import array_at, lanes_of, load, store
 
 
-@entry
+def _signatures(number):
+    return [(numba.int64, numba.int64, numba.int64, numba.int64, number[::1])]
+
+
+@typed_entry(_signatures)
 def add_rows(rows, size, indices, source, table):
     """Add row n of `source` to row ``indices[n]`` of `table`, in the order of n.
 

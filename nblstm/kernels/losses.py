@@ -13,7 +13,7 @@ import numpy as np
 
 from nblstm.kernels.activations import exp_of_negative
 from nblstm.kernels.job import loss_job_at
-from nblstm.kernels.policy import function, inlined, worker
+from nblstm.kernels.policy import function, worker
 from nblstm.kernels.schedule import share
 from nblstm.kernels.simd import array_at, lanes_of, larger, load, store
 
@@ -55,7 +55,7 @@ def _exponentials(logits, classes, scratch, gradient):
     return np.float64(highest), total
 
 
-@inlined
+@function
 def _cross_entropy_slice(address, piece, like):
     """Do a share of the rows."""
     job = loss_job_at(address)

@@ -1,12 +1,16 @@
 """How the package uses Numba: the one file that names its options, its cache and the host's vector width.
 
-Five decorators say what a compiled function is for:
+Seven decorators say what a compiled function is for:
 
 * ``function``: called from other compiled code only; ends up inside its callers, so it has no cache entry of its own;
 * ``inlined``: the same, but as text of its one caller, for large functions;
 * ``entry``: called from Python; releases the GIL; cached on disk;
+* ``typed_entry``: the same, for the types that belong to a dtype and no others;
+* ``open_entry``: called from Python and from a user's compiled code;
 * ``parallel_entry``: an entry with a loop over threads;
 * ``worker``: called by address, with whole numbers as its only arguments; compiled at its first use; cached on disk.
+
+What is cached is a `Kernel`, and all of them are in `KERNELS` once their modules are imported.
 
 Fast-math is off everywhere: the promise of equal bits needs every operation as it is written. Fused operations are
 explicit (`nblstm.kernels.simd.fma`). ``error_model="numpy"`` makes a division a division, without a zero check.
@@ -15,13 +19,14 @@ explicit (`nblstm.kernels.simd.fma`). ``error_model="numpy"`` makes a division a
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import os
 import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numba
 from numba.core import types
@@ -31,8 +36,10 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from nblstm import errors
+from nblstm.kernels.linking import LinkedCompiler
 
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": False}
+Signatures: TypeAlias = "list[tuple[Any, ...]]"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 if numba.config.DISABLE_JIT:
@@ -80,14 +87,27 @@ def _with_digest(locator_class: type[Any]) -> type[Any]:
     """Return a cache locator whose stamp covers every kernel source, not only the file of the cached function.
 
     Numba stamps a cache entry with the function's own file: an edited helper in another file, or an upgrade of the
-    package, would run stale code (tests/test_kernel_cache.py).
+    package, would run stale code (tests/test_kernel_cache.py). Nothing but the sources counts, no time of a file:
+    an image's layers round those.
     """
 
     class Locator(locator_class):  # type: ignore[misc]
-        def get_source_stamp(self) -> tuple[Any, str]:
-            return super().get_source_stamp(), DIGEST
+        def get_source_stamp(self) -> str:
+            return DIGEST
+
+        def ensure_cache_path(self) -> None:
+            try:
+                super().ensure_cache_path()
+            except OSError:  # what `warmup` filled may be read for all that
+                if not _complete(self.get_cache_path()).exists():
+                    raise
 
     return Locator
+
+
+def _complete(folder: str) -> Path:
+    """Return the file that says of a cache folder that this version's kernels are in it."""
+    return Path(folder) / f"nblstm-{DIGEST[:16]}.complete"
 
 
 class _KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
@@ -112,6 +132,11 @@ class _KernelCache(FunctionCache):  # type: ignore[misc]
     """Numba's disk cache, which neither a damaged file nor a full disk can stop."""
 
     _impl_class = _KernelCacheImpl
+
+    @property
+    def filename_base(self) -> str:
+        """What the names of its files begin with."""
+        return str(self._impl.filename_base)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -148,32 +173,107 @@ def _cache_of(python_function: Callable[..., Any]) -> _KernelCache | None:
 
 def function(python_function: Callable[..., Any]) -> Any:
     """Compile for calls from other compiled functions."""
-    return numba.njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_OPTIONS)(python_function)
+    no_wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": LinkedCompiler}
+    return numba.njit(nogil=True, **no_wrappers, **_OPTIONS)(python_function)
 
 
 def inlined(python_function: Callable[..., Any]) -> Any:
     """Compile as text of its one caller.
 
-    Numba links and optimises all that a function calls once more for every function on the way up: a chain of large
-    ones costs its length in compile time. Not for what users call: the caller's options would apply.
+    For large functions that run at every step: LLVM does not inline them, and the calls cost a tenth of the time of one
+    row and 48 units. Numba copies the text, with all that is inlined in it, for every dtype: a function that runs once
+    a call compiles faster as a `function`. Not for what users call: the caller's options would apply.
     """
     return numba.njit(nogil=True, inline="always", **_OPTIONS)(python_function)
 
 
-def entry(python_function: Callable[..., Any]) -> Any:
-    """Compile for calls from Python: no GIL, cached on disk."""
-    return _cached(numba.njit(nogil=True, **_OPTIONS)(python_function), python_function)
+DTYPES = ("float32", "float64")
+KERNELS: list[Kernel] = []
 
 
-def parallel_entry(python_function: Callable[..., Any]) -> Any:
-    """Compile for calls from Python, with ``prange`` over threads. Only `nblstm.kernels.team` needs it."""
-    return _cached(numba.njit(nogil=True, parallel=True, **_OPTIONS)(python_function), python_function)
+class Kernel:
+    """A function with a cache entry of its own.
+
+    name    its module and its own name: ``recurrence.recurrence_float32``
+    dtypes  what it can be compiled for; empty if it knows none
+    """
+
+    def __init__(self, python_function: Callable[..., Any], dtypes: tuple[str, ...]) -> None:
+        self.module = python_function.__module__.rpartition(".")[2]
+        self.name = f"{self.module}.{python_function.__qualname__}"
+        self.dtypes = dtypes
+        self._python_function = python_function
+        KERNELS.append(self)
+
+    @functools.cached_property
+    def cache(self) -> _KernelCache | None:
+        """Where it is kept; None where no folder can be written."""
+        return _cache_of(self._python_function)
+
+    def prepare(self, dtype: str) -> int:
+        """Compile for a dtype of its own, or load from the cache, where this has not been done; return how many forms.
+
+        A kernel without dtypes takes any.
+        """
+        raise NotImplementedError
+
+    @property
+    def cache_hits(self) -> int:
+        """How many of its compiled forms this process loaded from the disk cache."""
+        raise NotImplementedError
+
+    def size(self) -> int:
+        """Return how many bytes its files in the cache have, for all dtypes and CPUs."""
+        if self.cache is None:
+            return 0
+        files = Path(self.cache.cache_path).glob(f"{glob.escape(self.cache.filename_base)}.*")
+        return sum(file.stat().st_size for file in files)
 
 
-def _cached(dispatcher: Any, python_function: Callable[..., Any]) -> Any:
+class _DispatcherKernel(Kernel):
+    """A kernel that Numba's dispatcher calls, compiled for the types that `signatures` gives for that of a number."""
+
+    def __init__(self, dispatcher: Any, signatures: Callable[[Any], Signatures], dtypes: tuple[str, ...]) -> None:
+        super().__init__(dispatcher.py_func, dtypes)
+        self._dispatcher, self._signatures = dispatcher, signatures
+        if self.cache is not None:
+            dispatcher._cache = self.cache
+
+    def prepare(self, dtype: str) -> int:
+        """Compile or load every signature of a dtype; return how many there are."""
+        signatures = self._signatures(getattr(types, dtype))
+        for signature in signatures:
+            self._dispatcher.compile(signature)
+        return len(signatures)
+
+    @property
+    def cache_hits(self) -> int:
+        """How many signatures this process loaded from the disk cache."""
+        return sum(self._dispatcher.stats.cache_hits.values())
+
+
+def entry(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile for calls from Python with arguments of these types: no GIL, cached on disk."""
+    return functools.partial(_entry, signature, {})
+
+
+def open_entry(python_function: Callable[..., Any]) -> Any:
+    """Compile for calls from Python and from a user's compiled code, for the types that come; cached on disk."""
+    dispatcher = numba.njit(nogil=True, **_OPTIONS)(python_function)
     cache = _cache_of(python_function)
     if cache is not None:
         dispatcher._cache = cache
+    return dispatcher
+
+
+def parallel_entry(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile the same with ``prange`` over threads. Only `nblstm.kernels.team` needs it."""
+    return functools.partial(_entry, signature, {"parallel": True})
+
+
+def _entry(signature: tuple[Any, ...], options: dict[str, bool], python_function: Callable[..., Any]) -> Any:
+    dispatcher = numba.njit(nogil=True, **options, **_OPTIONS)(python_function)
+    _DispatcherKernel(dispatcher, lambda number: [signature], ())
     return dispatcher
 
 
@@ -181,6 +281,12 @@ def cache_folder() -> str | None:
     """Return the folder in which kernels of this package are kept, or None where none can be written."""
     cache = _cache_of(cache_folder)
     return None if cache is None else str(cache.cache_path)
+
+
+def mark_complete() -> None:
+    """Let the cache be used also where it cannot be written, as in an image that another user runs."""
+    if (folder := cache_folder()) is not None:
+        _complete(folder).touch()
 
 
 _compiling = threading.RLock()
@@ -201,44 +307,47 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_hold_compilers, after_in_parent=_release_compilers, after_in_child=_release_compilers)
 
 
-class TypedEntry:
+class TypedEntry(_DispatcherKernel):
     """A function called from Python that is compiled for the types of some dtypes, and never for others.
 
-    A call with other arguments raises TypeError at once, where an `entry` would compile for seconds: so the types need
-    no check before the call.
+    A call with other arguments raises TypeError at once, where Numba would compile for seconds: so the types need no
+    check before the call.
     """
 
-    def __init__(self, signatures: Callable[[Any], list[tuple[Any, ...]]], python_function: Callable[..., Any]) -> None:
-        self._signatures = signatures
-        self._dispatcher = entry(python_function)
+    def __init__(self, signatures: Callable[[Any], Signatures], python_function: Callable[..., Any]) -> None:
+        super().__init__(numba.njit(nogil=True, **_OPTIONS)(python_function), signatures, DTYPES)
         self._ready: set[str] = set()
 
     def of(self, dtype: Any) -> Any:
         """Return the function, compiled for the `signatures` of the Numba type of a dtype."""
         if dtype.name not in self._ready:
-            with _compiling:
-                self._dispatcher.disable_compile(False)
-                for signature in self._signatures(numba.from_dtype(dtype)):
-                    self._dispatcher.compile(signature)
-                self._dispatcher.disable_compile()
-                self._ready.add(dtype.name)
+            self.prepare(dtype.name)
         return self._dispatcher
 
+    def prepare(self, dtype: str) -> int:
+        """Compile or load the signatures of a dtype, and no others from then on; return how many there are."""
+        with _compiling:
+            self._dispatcher.disable_compile(False)
+            count = super().prepare(dtype)
+            self._dispatcher.disable_compile()
+            self._ready.add(dtype)
+        return count
 
-def typed_entry(signatures: Callable[[Any], list[tuple[Any, ...]]]) -> Callable[[Callable[..., Any]], TypedEntry]:
+
+def typed_entry(signatures: Callable[[Any], Signatures]) -> Callable[[Callable[..., Any]], TypedEntry]:
     """Compile for calls from Python with the types that `signatures` gives for that of a number, and no others."""
     return functools.partial(TypedEntry, signatures)
 
 
-class Worker:
+class Worker(Kernel):
     """A compiled function that other compiled code calls by its address: ``void (int64, int64, int64)``.
 
     A call by address keeps the parallel function that calls it small: it compiles in 0.1 s where a call by name takes
-    1.3 s, and one parallel function serves every worker.
+    1.3 s, and one parallel function serves every worker. The name ends with the dtype that it is for.
     """
 
     def __init__(self, python_function: Callable[..., Any]) -> None:
-        self._python_function = python_function
+        super().__init__(python_function, (python_function.__name__.rpartition("_")[2],))
         self._callback: Any = None
 
     @property
@@ -250,6 +359,10 @@ class Worker:
                     self._callback = self._compile()
         return int(self._callback.address)
 
+    def prepare(self, dtype: str) -> int:
+        """Compile or load the function, of which there is but one form."""
+        return 1 if self.address else 0
+
     @property
     def cache_hits(self) -> int:
         """1 if this process loaded the function from the disk cache, else 0."""
@@ -258,9 +371,8 @@ class Worker:
     def _compile(self) -> Any:
         signature = ((types.int64, types.int64, types.int64), types.void)
         callback = CFunc(self._python_function, signature, locals={}, options=dict(_OPTIONS))
-        cache = _cache_of(self._python_function)
-        if cache is not None:
-            callback._cache = cache
+        if self.cache is not None:
+            callback._cache = self.cache
         callback.compile()
         return callback
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from nblstm.kernels.job import product_job_at
-from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import inlined, worker
+from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width
+from nblstm.kernels.policy import function, worker
 from nblstm.kernels.schedule import add_numbers, copy_numbers, share
 from nblstm.kernels.simd import array_at
 
@@ -14,7 +14,7 @@ ROWS_AT_ONCE = 48
 _ZERO = np.int64(0)
 
 
-@inlined
+@function
 def _rows_slice(address, piece, like):
     """Do a share of the rows of dx."""
     job = product_job_at(address)
@@ -31,7 +31,7 @@ def _rows_slice(address, piece, like):
         source = array_at(job.gradients + begin * job.gradients_stride * item, 1, like)
         sums = Panels(products, _ZERO, rows * width, width)
         gradients = Rows(source, _ZERO, job.gradients_stride)
-        multiply_add(rows, job.terms, gradients, weights, _ZERO, panels, past, sums, False)
+        multiply_add(rows, job.terms, gradients, weights, _ZERO, panels, past, sums, FORWARDS)
         for row in range(rows):
             out = array_at(places[begin + row], job.columns, like)
             for panel in range(panels):

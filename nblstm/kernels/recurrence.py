@@ -20,7 +20,7 @@ import numpy as np
 
 from nblstm.kernels.cells import apply_cell
 from nblstm.kernels.job import JOB, ROWS, UNITS, job_at
-from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_vector, panel_width
+from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_vector, panel_width
 from nblstm.kernels.policy import LINE, function, inlined, worker
 from nblstm.kernels.schedule import alive_rows, copy_numbers, entry_of, share, slots_before, step_of
 from nblstm.kernels.simd import array_at, fetch_ahead, lanes_of, load, store
@@ -139,7 +139,7 @@ def _set_initial(job, initial, columns, first_row, last_row, state):
         copy_numbers(array_at(address, columns, state.array), _ZERO, state.array, into, columns)
 
 
-@inlined
+@function
 def _begin(job, first_row, last_row, h, c):
     """Set both h buffers (rows of shorter sequences join the reverse direction at any step) and c."""
     for buffer in range(2):
@@ -174,7 +174,7 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
         slots = _gather_inputs(job, begins, ends, part, first_row, last_row, inputs)
         if job.block > 1:
             projected = Panels(sums, -first_panel * panel_stride, panel_stride, width)
-            multiply_add(slots, job.inputs, x, input_weights, first_panel, last_panel, bias, projected, False)
+            multiply_add(slots, job.inputs, x, input_weights, first_panel, last_panel, bias, projected, FORWARDS)
     h_before = Rows(h, ((s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
     h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
     c_rows = Rows(c, first_row * job.c_stride, job.c_stride)
@@ -242,7 +242,7 @@ def _project(job, s, part, first_row, last_row, first_panel, last_panel, sums, h
     _keep_final(job, s, part, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
 
 
-@inlined
+@function
 def _slice(first_job, piece, step, like):
     """Do slice number `piece` of a call: direction piece // parts, part piece % parts.
 

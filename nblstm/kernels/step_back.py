@@ -10,7 +10,7 @@ import numpy as np
 
 from nblstm.kernels.cells import back_through_cell, lstm_hidden_state
 from nblstm.kernels.job import one_row_job_at
-from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
+from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width
 from nblstm.kernels.policy import function, inlined, worker
 from nblstm.kernels.schedule import copy_numbers
 from nblstm.kernels.simd import array_at, fma, lanes_of, load, store
@@ -94,7 +94,7 @@ def _step_back(address, like):
     dh, h = array_at(job.dh, job.outputs, kept), array_at(job.h_0, job.outputs, kept)
     if job.projection_weights != 0:
         back = array_at(job.projection_back, 1, kept)
-        multiply_add(1, job.outputs, Rows(dh, _ZERO, job.outputs), back, _ZERO, unit_panels, nothing, hidden, False)
+        multiply_add(1, job.outputs, Rows(dh, _ZERO, job.outputs), back, _ZERO, unit_panels, nothing, hidden, FORWARDS)
         for block in range(0, padded, lanes_of(kept)):
             o, c_after = load(kept, 3 * padded + block), load(kept, 4 * padded + block)
             store(scratch, m_start + block, lstm_hidden_state(o, c_after))
@@ -116,14 +116,14 @@ def _step_back(address, like):
     if job.dx != 0:
         back = array_at(job.input_back, 1, kept)
         rows = Rows(gradients, _ZERO, job.gates * padded)
-        multiply_add(1, job.gates * padded, rows, back, _ZERO, input_panels, nothing, products, False)
+        multiply_add(1, job.gates * padded, rows, back, _ZERO, input_panels, nothing, products, FORWARDS)
         copy_numbers(scratch, products_start, array_at(job.dx, job.inputs, kept), _ZERO, job.inputs)
     past_sums = nothing
     if job.apart:  # part of h goes on past the sums
         past_sums = hidden
     rows = Rows(gradients, padded if job.apart else _ZERO, job.gates * padded)
     back = array_at(job.recurrent_back, 1, kept)
-    multiply_add(1, job.gates * padded, rows, back, _ZERO, output_panels, past_sums, products, False)
+    multiply_add(1, job.gates * padded, rows, back, _ZERO, output_panels, past_sums, products, FORWARDS)
     copy_numbers(scratch, products_start, dh, _ZERO, job.outputs)
     if job.c_n != 0:
         copy_numbers(scratch, c_start, array_at(job.dc, job.units, kept), _ZERO, job.units)

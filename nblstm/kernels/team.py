@@ -21,6 +21,7 @@ from nblstm.kernels.policy import entry, function, parallel_entry
 # int64 words of the board for one slice: two lines of 64 bytes, doubled because some CPUs fetch lines in pairs.
 _WORDS_PER_SLICE = 32
 _DONE = 16
+_I64 = numba.int64
 
 
 def run(worker: int, job: int, slices: int, steps: int, members: int) -> None:
@@ -46,7 +47,7 @@ def run(worker: int, job: int, slices: int, steps: int, members: int) -> None:
         numba.set_num_threads(users_mask)
 
 
-@entry
+@entry(_I64, _I64, _I64, _I64)
 def _run_alone(worker, job, slices, steps):
     for step in range(steps):
         for piece in range(slices):
@@ -68,7 +69,7 @@ def _take_part(worker, job, slices, steps, member, board):
             wait_until_beyond(board, piece * _WORDS_PER_SLICE + _DONE, step)
 
 
-@parallel_entry
+@parallel_entry(_I64, _I64, _I64, _I64, _I64, _I64[::1])
 def _run_together(worker, job, slices, steps, members, board):
     """The package's only parallel function. board: inout (slices * _WORDS_PER_SLICE,) int64, zeros."""
     for member in numba.prange(members):

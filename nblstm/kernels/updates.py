@@ -21,7 +21,7 @@ import math
 import numpy as np
 
 from nblstm.kernels.job import reader_of
-from nblstm.kernels.policy import LINE, function, inlined, worker
+from nblstm.kernels.policy import LINE, function, worker
 from nblstm.kernels.schedule import copy_numbers, share
 from nblstm.kernels.simd import array_at, fma, lanes_of, larger, load, square_root, squares, store
 
@@ -168,7 +168,7 @@ def _put_back(vector, address, start, count):
         copy_numbers(vector, _ZERO, array_at(address, start + count, vector), start, count)
 
 
-@inlined
+@function
 def _sgd_slice(address, piece, like):
     """Do a share of each array."""
     job = _job_at(address)
@@ -189,7 +189,7 @@ def _sgd_slice(address, piece, like):
             _put_back(buffer, update.buffer, whole, end - whole)
 
 
-@inlined
+@function
 def _adam_slice(address, piece, like):
     """Do a share of each array."""
     job = _job_at(address)
@@ -278,7 +278,7 @@ def _end_of(array, begin, end, sign):
     return sign * found
 
 
-@inlined
+@function
 def _sum_slice(address, piece, like):
     """Do a share of the blocks of each array."""
     job = _job_at(address)

@@ -18,8 +18,8 @@ import numpy as np
 
 from nblstm.kernels.cells import lstm_hidden_state
 from nblstm.kernels.job import gradient_job_at
-from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import function, inlined, worker
+from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width
+from nblstm.kernels.policy import function, worker
 from nblstm.kernels.schedule import copy_numbers, copy_transposed, share
 from nblstm.kernels.simd import array_at, lanes_of, load, store
 
@@ -61,7 +61,7 @@ def _lay_out_columns(rows, n, count, item, numbers, square, columns, place):
         copy_transposed(square, _ZERO, TRANSPOSED_COLUMNS, count, some, columns, to, ROWS_STRIDE)
 
 
-@inlined
+@function
 def _lay_out(job, piece, like):
     """Do a share of the rows of a: `columns` (blocks of rows, columns, ROWS_STRIDE)."""
     columns = array_at(job.columns, 1, like)
@@ -106,7 +106,7 @@ def _columns_of(job, panel, width):
     return first, last
 
 
-@inlined
+@function
 def _multiply(job, piece, like):
     """Add a share of the panels of G times a to `sums` (panels, columns, width)."""
     columns = array_at(job.columns, 1, like)
@@ -134,10 +134,10 @@ def _multiply(job, piece, like):
                 a = Rows(columns, block + first * ROWS_STRIDE, ROWS_STRIDE)
                 own = Panels(sums, (panel * count_of_columns + first) * width, _ZERO, width)
                 before = nothing if job.begins and begin == 0 else own
-                multiply_add(last - first, count, a, packed, _ZERO, _ONE, before, own, False)
+                multiply_add(last - first, count, a, packed, _ZERO, _ONE, before, own, FORWARDS)
 
 
-@inlined
+@function
 def _write(job, piece, like):
     """Turn a share of the panels of `sums` into rows of the matrices."""
     width = panel_width(array_at(job.columns, 1, like))
@@ -172,7 +172,7 @@ def _write(job, piece, like):
                     copy_numbers(sums, ones, b_hh, row, count)
 
 
-@inlined
+@function
 def _gradient_slice(address, piece, step, like):
     """Do a share of stage `step`."""
     job = gradient_job_at(address)

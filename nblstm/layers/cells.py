@@ -20,7 +20,6 @@ from nblstm.layers.call import SequenceCall
 from nblstm.layers.gradients import StepBackward, run_taped
 from nblstm.layers.recurrent import pack_for_backward, pack_parameters
 from nblstm.layers.rnn import CELLS
-from nblstm.weights.names import find_cell
 
 Self = TypeVar("Self", bound="RecurrentCell")  # typing.Self needs Python 3.11
 
@@ -70,6 +69,8 @@ class RecurrentCell(Layer):
         >>> LSTMCell.from_state_dict({"cell." + name: array for name, array in LSTMCell(3, 4).state_dict().items()})
         LSTMCell(3, 4)
         """
+        from nblstm.weights.names import find_cell
+
         found = find_cell(state_dict, prefix, gates=cls._CELL.gates)
         dtype = common_dtype(found.parameters) if dtype is None else dtype
         sizes = found.input_size, found.hidden_size

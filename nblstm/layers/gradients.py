@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from nblstm.arrays import Array
-from nblstm.engine.backward import DirectionGradients, Tape, run_backward
 from nblstm.engine.packing import BackwardWeights, DirectionWeights
 from nblstm.engine.run import Dropout, new_records, run_layers
 from nblstm.errors import message
 from nblstm.layers import checks
 from nblstm.layers.call import SequenceCall
 from nblstm.sequences import PackedSequence, check_packed
+
+if TYPE_CHECKING:  # the way back comes with its first use: programs that only run a layer start sooner
+    from nblstm.engine.backward import DirectionGradients, Tape
 
 
 class Gradients(NamedTuple):
@@ -32,6 +34,8 @@ def run_taped(
     dropout: Dropout | None = None,
 ) -> tuple[tuple[Array, ...], Tape]:
     """Run a call, which writes to its y; return the last states, (L*D, B, size) each, and what it left."""
+    from nblstm.engine.backward import Tape
+
     records = new_records(packed, call.y, call.layout)
     initial = [None if state is None else np.array(state, order="C") for state in call.states]
     states = run_layers(packed, call.x, call.layout, initial, call.y, dropout, records)
@@ -71,6 +75,8 @@ class _WayBack:
             named = {name: np.zeros_like(array) for name, array in self._parameters.items()}
             dx = np.empty(call.x.shape, self._dtype) if self._input else None
         else:
+            from nblstm.engine.backward import run_backward
+
             gradients, dx = run_backward(self._tape, dy, d_states, self._input)
             named = self._named(gradients)
         states = [self._shaped_state(state) for state in d_states]

@@ -22,7 +22,6 @@ from nblstm.layers.call import SequenceCall, dense
 from nblstm.layers.gradients import Backward, run_taped
 from nblstm.layers.stream import Stream
 from nblstm.sequences import check_packed
-from nblstm.weights.names import find_recurrent_layer
 
 Self = TypeVar("Self", bound="RecurrentLayer")  # typing.Self needs Python 3.11
 
@@ -166,6 +165,8 @@ class RecurrentLayer(Layer):
         >>> LSTM.from_state_dict({"encoder." + name: array for name, array in source.state_dict().items()})
         LSTM(3, 4, bidirectional=True)
         """
+        from nblstm.weights.names import find_recurrent_layer
+
         found = find_recurrent_layer(state_dict, prefix, gates=cls._CELL.gates)
         if found.proj_size:
             if not cls._CELL.has_cell_state:

@@ -132,7 +132,7 @@ class Embedding(Layer):
             shape = (*rows.shape, weight.shape[1])
             dy = check_gradient(f"{type(self).__name__} backward d_output", d_output, shape, weight.dtype)
             table = np.zeros(weight.shape, weight.dtype)
-            add_rows(rows.size, weight.shape[1], address_of(rows), address_of(dy), table.reshape(-1))
+            add_rows.of(table.dtype)(rows.size, weight.shape[1], address_of(rows), address_of(dy), table.reshape(-1))
             if self.padding_idx is not None:
                 table[self.padding_idx] = 0
             return Gradients(None, {"weight": table})
