@@ -28,6 +28,7 @@ from nblstm.commands.benchmark.report import (
     speed,
     steps,
     table,
+    tails,
 )
 from nblstm.commands.benchmark.results import CaseResult, Results, geometric_mean, load_results, mean_speed
 
@@ -82,7 +83,7 @@ def readme_part(runs: list[Results]) -> str:
             f"A step a call, on {threads} thread{'s' * (threads > 1)}: cells, and `stream`, which keeps its states. "
             "The peer torch is its layer, called with a sequence of one step, and torch-cell its cell.",
             summary(stepped).markdown(),
-            " ".join([*steps(stepped)[-1:], losses(stepped)]),
+            " ".join([*tails(stepped), losses(stepped)]),
             "\n".join(f"- {line}" for line in conditions(stepped)[-1:]),
         ]
     parts += ["[docs/benchmarks.md](docs/benchmarks.md) has every case, and says what is measured and how."]

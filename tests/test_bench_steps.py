@@ -144,7 +144,7 @@ def test_steps_are_not_trained(options, capsys):
 
 
 def made_up() -> Results:
-    """Return figures of two cells, a stream and a stream of two layers."""
+    """Return figures of two cells, a stream and, without a name, a stream of two layers."""
 
     def result(name: str, case: Case, ours: float, layer: float, cell: float | None, tail: float) -> CaseResult:
         engines = {
@@ -160,7 +160,7 @@ def made_up() -> Results:
         result("LSTM cell", Case(6, 1, 8, 8, kind="cell"), 2, 40, 8, 1.5),
         result("LSTM cell", Case(6, 1, 16, 16, kind="cell"), 2, 40, 18, 3.5),
         result("LSTM stream", Case(6, 1, 8, 8, kind="stream"), 1, 30, 8, 1.25),
-        result("", Case(6, 1, 8, 8, 2, kind="stream"), 2, 50, None, 1.25),
+        result("", Case(6, 1, 8, 8, 2, cell="GRU", kind="stream"), 2, 50, None, 1.25),
     ]
     return Results("", "python -m nblstm bench", machine, {}, 2, [], cases)
 
@@ -187,7 +187,7 @@ def test_the_means_and_the_tail_are_told():
     assert lines == [
         "LSTM cell, geometric mean of 2: 6.00 x torch-cell, 20.00 x torch.",
         "LSTM stream, geometric mean of 1: 8.00 x torch-cell, 30.00 x torch.",
-        "LSTM stream, 2 layers, geometric mean of 1: 25.00 x torch.",
+        "GRU stream, geometric mean of 1: 25.00 x torch.",
         "Single calls: the 99th percentile is within 3 times the median at 3 of 4 cases, "
         "at worst 3.50 times (T6 B1 I16 H16 cell).",
     ]

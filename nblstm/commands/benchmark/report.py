@@ -60,12 +60,12 @@ class Table(NamedTuple):
 
 def table(results: Results) -> Table:
     """Return a row for each case, and one of geometric means where there are peers."""
-    tails = any(case.tail is not None for case in results.cases)
-    header = ["", "case", *results.engines, *["p99"] * tails, "GFLOP/s", *compared(results), "of limit", "bound by"]
-    rows = [_row(results, case, tails) for case in results.cases]
+    tailed = any(case.tail is not None for case in results.cases)
+    header = ["", "case", *results.engines, *["p99"] * tailed, "GFLOP/s", *compared(results), "of limit", "bound by"]
+    rows = [_row(results, case, tailed) for case in results.cases]
     if results.compared:
         means = [speed(results.mean_speed(peer)) for peer in results.compared]
-        rows.append(["geometric mean", "", *[""] * (len(results.engines) + tails), "", *means, "", ""])
+        rows.append(["geometric mean", "", *[""] * (len(results.engines) + tailed), "", *means, "", ""])
     return Table(header, rows, left=2)
 
 
@@ -74,10 +74,10 @@ def compared(results: Results) -> list[str]:
     return [f"x {peer or 'best peer'}" for peer in results.compared]
 
 
-def _row(results: Results, case: CaseResult, tails: bool) -> list[str]:
+def _row(results: Results, case: CaseResult, tailed: bool) -> list[str]:
     limit, share = results.limit(case), results.share(case)
     times = [duration(case.call_seconds(engine)) for engine in results.engines]
-    times += [speed(case.tail)] * tails
+    times += [speed(case.tail)] * tailed
     speeds = [speed(case.speed(peer)) for peer in results.compared]
     gflops = _NOTHING if case.gflops is None else f"{case.gflops:.1f}" if case.gflops < 100 else f"{case.gflops:.0f}"
     bound = [f"{share:.0%}" if share else _NOTHING, limit.name if limit else _NOTHING]
@@ -103,22 +103,27 @@ def speed(factor: float | None) -> str:
 
 
 def steps(results: Results) -> list[str]:
-    """Return what cells and streams are judged by: a line of means for each group of them, and one of their tails."""
+    """Return what cells and streams are judged by: a line of means for each group of them, and that of their tails."""
     lines = []
     for name, group in results.groups().items():
-        means = [(peer, mean_speed(group, peer)) for peer in ("torch-cell", "torch") if peer in results.engines]
-        if group[0].case.in_steps and any(mean for _, mean in means):
-            told = ", ".join(f"{speed(mean)} x {peer}" for peer, mean in means if mean)
+        means = [(peer, mean_speed(group, peer)) for peer in ("torch-cell", "torch")]
+        told = ", ".join(f"{speed(mean)} x {peer}" for peer, mean in means if mean)
+        if group[0].case.in_steps and told:
             lines.append(f"{name}, geometric mean of {len(group)}: {told}.")
-    tails = {case.case.shape: case.tail for case in results.cases if case.tail is not None}
-    if tails:
-        worst = max(tails, key=lambda shape: tails[shape])
-        within = sum(tail <= TAIL for tail in tails.values())
-        lines.append(
-            f"Single calls: the 99th percentile is within {TAIL} times the median at {within} of {len(tails)} cases, "
-            f"at worst {speed(tails[worst])} times ({worst})."
-        )
-    return lines
+    return [*lines, *tails(results)]
+
+
+def tails(results: Results) -> list[str]:
+    """Return a line about the slowest hundredth of nblstm's single calls, if any were timed."""
+    found = {case.case.shape: case.tail for case in results.cases if case.tail is not None}
+    if not found:
+        return []
+    worst = max(found, key=lambda shape: found[shape])
+    within = sum(tail <= TAIL for tail in found.values())
+    return [
+        f"Single calls: the 99th percentile is within {TAIL} times the median at {within} of {len(found)} cases, "
+        f"at worst {speed(found[worst])} times ({worst})."
+    ]
 
 
 def losses(results: Results) -> str:
