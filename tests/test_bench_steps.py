@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ LACKS = (
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.shape)
-def test_engines_take_the_same_steps(name, case):
+def test_engines_take_the_same_steps(name: str, case: Case) -> None:
     if ENGINES[name].missing():
         pytest.skip(f"{name} is not installed")
     with num_threads(1):
@@ -67,13 +68,13 @@ def test_engines_take_the_same_steps(name, case):
 
 
 @pytest.mark.parametrize("kind", ["inference", "training"])
-def test_torchs_cell_takes_steps_alone(kind):
+def test_torchs_cell_takes_steps_alone(kind: str) -> None:
     engine = ENGINES["torch-cell"]
     with pytest.raises(NotOffered, match=f"torch-cell does no {kind}"):
         engine.prepare(engine.__new__(engine), Case(1, 1, 1, 1, kind=kind))
 
 
-def test_single_calls_are_timed_one_by_one():
+def test_single_calls_are_timed_one_by_one() -> None:
     calls: list[None] = []
 
     def step() -> None:
@@ -96,9 +97,9 @@ class FakeProcess:
         return {"difference": 0.0, "result": "output", "seconds": 1.0, "fma": 1.0, "stream": 2.0, **single}
 
 
-def test_the_times_of_single_calls_are_kept(tmp_path):
-    engines = [FakeProcess("nblstm", True), FakeProcess("torch", False)]
-    limits = FakeProcess("limits", False)
+def test_the_times_of_single_calls_are_kept(tmp_path: Path) -> None:
+    engines: list[Any] = [FakeProcess("nblstm", True), FakeProcess("torch", False)]
+    limits: Any = FakeProcess("limits", False)
     result = Bench(engines, limits, tmp_path).measure(CELL, Effort(2, 0.0, 0.0), lambda: None)
     assert result.engines["nblstm"].singles == [[1e-6, 2e-6]] * 2 and result.tail == pytest.approx(2)
     assert result.engines["torch"].singles == []
@@ -116,10 +117,12 @@ def test_the_times_of_single_calls_are_kept(tmp_path):
         (["--shapes", "5,1,4,8,cell; 5,1,4,8"], get_num_threads()),
     ],
 )
-def test_steps_alone_run_on_one_thread(options, threads, monkeypatch, capsys):
-    asked = []
+def test_steps_alone_run_on_one_thread(
+    options: list[str], threads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
 
-    def measure(cases, engines, threads, effort, *, command):
+    def measure(cases: Any, engines: Any, threads: int, effort: Effort, *, command: str) -> Results:
         asked.append((cases, engines, threads, command))
         return made_up()
 
@@ -135,7 +138,7 @@ def test_steps_alone_run_on_one_thread(options, threads, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("options", [["--set", "steps"], ["--shapes", "5,1,4,8; 5,1,4,8,cell"]])
-def test_steps_are_not_trained(options, capsys):
+def test_steps_are_not_trained(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--train", *options]) == 2
     assert "--train: expected cases without cell or stream" in capsys.readouterr().err
 
@@ -165,7 +168,7 @@ def made_up() -> Results:
     return Results("", "python -m nblstm bench", machine, {}, 2, [], cases)
 
 
-def test_times_are_those_of_a_step():
+def test_times_are_those_of_a_step() -> None:
     results = made_up()
     case = results.cases[0]
     assert case.seconds("nblstm") == pytest.approx(12e-6) and case.call_seconds("nblstm") == pytest.approx(2e-6)
@@ -176,13 +179,13 @@ def test_times_are_those_of_a_step():
     assert report.table(results).header[5:10] == ["p99", "GFLOP/s", "x best peer", "x torch", "x torch-cell"]
 
 
-def test_the_limit_of_steps_has_all_weights_at_every_step():
+def test_the_limit_of_steps_has_all_weights_at_every_step() -> None:
     results = made_up()
     limit = results.limit(results.cases[0])
     assert limit is not None and limit.seconds == pytest.approx(6 * 4 * 4 * 8 * 16 / 1e9)
 
 
-def test_the_means_and_the_tail_are_told():
+def test_the_means_and_the_tail_are_told() -> None:
     lines = report.steps(made_up())
     assert lines == [
         "LSTM cell, geometric mean of 2: 6.00 x torch-cell, 20.00 x torch.",
@@ -195,7 +198,7 @@ def test_the_means_and_the_tail_are_told():
     assert all(line in text for line in lines) and "the time is that of one step" in " ".join(text.split())
 
 
-def test_other_cases_are_not_spoken_of_as_steps():
+def test_other_cases_are_not_spoken_of_as_steps() -> None:
     results = made_up()
     whole = dataclasses.replace(results.cases[0].case, kind="inference")
     results.cases = [CaseResult(whole, {"nblstm": Outcome([1e-3]), "torch": Outcome([2e-3])})]
@@ -203,7 +206,7 @@ def test_other_cases_are_not_spoken_of_as_steps():
     assert not report.steps(results) and "p99" not in text and "1.00 ms" in text
 
 
-def test_the_file_keeps_single_calls_and_older_files_have_none(tmp_path):
+def test_the_file_keeps_single_calls_and_older_files_have_none(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     made_up().save(path)
     assert load_results(path) == made_up()
@@ -212,11 +215,11 @@ def test_the_file_keeps_single_calls_and_older_files_have_none(tmp_path):
 
 
 @pytest.fixture
-def root_on_path(monkeypatch):
+def root_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
 
 
-def test_documents(root_on_path):
+def test_documents(root_on_path: None) -> None:
     from benchmarks.publish import document, readme_part
 
     other = made_up()
@@ -234,7 +237,7 @@ def test_documents(root_on_path):
     assert "A step a call" not in readme_part([other])
 
 
-def test_asv_has_every_case_and_a_peer_for_each(root_on_path):
+def test_asv_has_every_case_and_a_peer_for_each(root_on_path: None) -> None:
     from benchmarks import latency
 
     shapes = [case.shape for case in STEP_CASES]
@@ -248,7 +251,7 @@ def test_asv_has_every_case_and_a_peer_for_each(root_on_path):
 
 
 @pytest.mark.slow
-def test_end_to_end(tmp_path):
+def test_end_to_end(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     engines = ",".join(name for name, engine in ENGINES.items() if not engine.missing())
     shapes = "5,2,3,8,cell; 4,1,3,8,2,GRU,stream"
