@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-from nblstm import get_num_threads
 from nblstm.commands.benchmark.cases import Case
 from nblstm.commands.benchmark.engines import ENGINES, OURS
-from nblstm.commands.benchmark.measure import QUICK, bench
+from nblstm.commands.benchmark.measure import QUICK, bench, threads_for
 from nblstm.commands.benchmark.process import EngineError
 from nblstm.commands.benchmark.results import CaseResult, Results
 
@@ -42,7 +41,7 @@ def require(engine: str) -> None:
 
 def measured(case: Case, *peers: str) -> Results:
     """Return what ``bench --quick`` says about one case."""
-    threads = get_num_threads()
+    threads = threads_for([case])
     with bench([OURS, *peers], threads) as processes:
         result: CaseResult = processes.measure(case, QUICK, lambda: None)
     problems = [f"{name}: {outcome.problem}" for name, outcome in result.engines.items() if outcome.problem]

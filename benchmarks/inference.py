@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from nblstm import LSTM
 from nblstm.commands.benchmark.cases import NETWORKS, ODD, SERVER, VARIANTS
 
@@ -58,15 +60,16 @@ class AgainstTorch(CaseBenchmark):
     """How nblstm stands to torch, each in a process of its own, asked in turn."""
 
     cases = SERVER + NETWORKS + ODD + VARIANTS
+    peer: ClassVar[str] = "torch"
 
     def setup(self, shape: str) -> None:
         """Do nothing, if torch is there."""
-        require("torch")
+        require(self.peer)
 
     @unit("of torch's time")
     def track_time(self, shape: str) -> float | None:
         """Return the share of torch's time that nblstm takes."""
-        return inverse(measured(self.case(shape), "torch").cases[0].speed("torch"))
+        return inverse(measured(self.case(shape), self.peer).cases[0].speed(self.peer))
 
 
 class AgainstTheMachine(CaseBenchmark):

@@ -3,11 +3,12 @@
     python -m nblstm bench --json two.json
     python -m nblstm bench --json one.json --threads 1
     python -m nblstm bench --json training.json --train
-    python -m benchmarks.publish two.json one.json training.json
+    python -m nblstm bench --json steps.json --set steps
+    python -m benchmarks.publish two.json one.json training.json steps.json
 
 docs/benchmarks.md gets every file's table, docs/benchmarks.png shows the first file, and the README the summaries of
-the first file and of the first one about training. All three are written anew; the README's part stands between two
-comments.
+the first file, of the first one about training and of the first one about cells and streams. All three are written
+anew; the README's part stands between two comments.
 """
 
 from __future__ import annotations
@@ -16,8 +17,20 @@ import argparse
 from pathlib import Path
 
 from nblstm.commands.benchmark.plot import save_png
-from nblstm.commands.benchmark.report import LEGEND, Table, conditions, limits, losses, problems, speed, table
-from nblstm.commands.benchmark.results import Results, geometric_mean, load_results
+from nblstm.commands.benchmark.report import (
+    LEGEND,
+    Table,
+    compared,
+    conditions,
+    limits,
+    losses,
+    problems,
+    speed,
+    steps,
+    table,
+    tails,
+)
+from nblstm.commands.benchmark.results import CaseResult, Results, geometric_mean, load_results, mean_speed
 
 from .documents import ROOT, replace_part
 
@@ -25,24 +38,26 @@ from .documents import ROOT, replace_part
 def summary(results: Results) -> Table:
     """Return a row for each group of cases: its means, and its worst case."""
     rows = []
-    for group in dict.fromkeys(result.case.name for result in results.cases):
-        cases = [result for result in results.cases if result.case.name == group]
-        against_best = [factor for case in cases if (factor := case.speed(case.best_peer)) is not None]
-        against_torch = [factor for case in cases if (factor := case.speed("torch")) is not None]
+    for group, cases in results.groups().items():
         shares = [share for case in cases if (share := results.share(case)) is not None]
-        means = [speed(geometric_mean(factors)) for factors in (against_best, against_torch)]
         share = geometric_mean(shares)
-        worst = speed(min(against_best, default=None))
-        rows.append([group, str(len(cases)), means[0], worst, means[1], f"{share:.0%}" if share else ""])
-    means = [speed(results.mean_speed(peer)) for peer in (None, "torch")]
-    worst = speed(min((case.speed(case.best_peer) or 1.0 for case in results.cases), default=None))
-    rows.append(["all", str(len(results.cases)), means[0], worst, means[1], ""])
-    return Table(["", "cases", "x best peer", "the worst", "x torch", "of limit"], rows, left=1)
+        rows.append([group, *_speeds(results, cases), f"{share:.0%}" if share else ""])
+    rows.append(["all", *_speeds(results, results.cases), ""])
+    best, others = compared(results)[:1], compared(results)[1:]
+    return Table(["", "cases", *best, *["the worst"] * len(best), *others, "of limit"], rows, left=1)
+
+
+def _speeds(results: Results, cases: list[CaseResult]) -> list[str]:
+    """Return the number of cases, the mean and the worst speed against the best peer, and the means against others."""
+    means = [speed(mean_speed(cases, peer)) for peer in results.compared]
+    worst = min((factor for case in cases if (factor := case.speed(None)) is not None), default=None)
+    return [str(len(cases)), *means[:1], *[speed(worst)] * len(means[:1]), *means[1:]]
 
 
 def readme_part(runs: list[Results]) -> str:
     """Return the README's section on speed."""
-    results, training = runs[0], next((run for run in runs if _trains(run)), None)
+    results = runs[0]
+    training, stepped = (next((run for run in runs if told(run)), None) for told in (_trains, _steps))
     parts = [
         "How many times as fast as its peers nblstm is in the forward pass, in geometric means; the peers are "
         f"{_named([name for name in results.engines if name != 'nblstm'])}, each with the same number of threads "
@@ -62,6 +77,15 @@ def readme_part(runs: list[Results]) -> str:
             losses(training),
             "\n".join(f"- {line}" for line in conditions(training)[-1:]),
         ]
+    if stepped is not None:
+        threads = stepped.machine["threads"]
+        parts += [
+            f"A step a call, on {threads} thread{'s' * (threads > 1)}: cells, and `stream`, which keeps its states. "
+            "The peer torch is its layer, called with a sequence of one step, and torch-cell its cell.",
+            summary(stepped).markdown(),
+            " ".join([*tails(stepped), losses(stepped)]),
+            "\n".join(f"- {line}" for line in conditions(stepped)[-1:]),
+        ]
     parts += ["[docs/benchmarks.md](docs/benchmarks.md) has every case, and says what is measured and how."]
     return "\n\n".join(parts)
 
@@ -70,18 +94,22 @@ def _trains(results: Results) -> bool:
     return results.cases[0].case.kind == "training"
 
 
+def _steps(results: Results) -> bool:
+    return results.cases[0].case.in_steps
+
+
 def document(runs: list[Results]) -> str:
     """Return docs/benchmarks.md."""
     parts = ["# Benchmarks", "Written by `python -m benchmarks.publish`; the figures are those of its last run."]
     parts += [LEGEND, METHOD, "![The first table as a picture](benchmarks.png)"]
     for results in runs:
         threads = results.machine["threads"]
-        kind = "Training" if _trains(results) else "Inference"
+        kind = "Training" if _trains(results) else "Cells and streams" if _steps(results) else "Inference"
         parts += [
             f"## {kind}, {threads} thread{'s' * (threads > 1)}",
             "\n".join(f"- {line}" for line in conditions(results)),
         ]
-        parts += [table(results).markdown(), losses(results)]
+        parts += [table(results).markdown(), "\n".join(f"- {line}" for line in steps(results)), losses(results)]
         parts += ["\n".join(f"- {line}" for line in problems(results))]
         parts += ["What this machine can do at most, on all threads at once:"]
         parts += ["\n".join(f"- {line}" for line in limits(results))]
@@ -99,8 +127,16 @@ clock; the others get the padded batch with the lengths, and give a padded one. 
 backward pass, from a gradient of the output to those of all weights and the input; gradients are compared too, and
 operations are three times those of the forward pass.
 
-- nblstm: the call of the layer, as its users make it; in training `vjp`, and the function it returns.
-- torch: `torch.nn.LSTM`, `GRU` or `RNN` under `inference_mode`, with `torch.set_num_threads`; in training autograd.
+Cells and streams take a sequence a step a call, from states of zeros. The whole sequence is timed, since the clock
+would count in a call of microseconds, and the time of one step is told. Every peer is called for one step, and handed
+the states that the call before gave. Then single calls of nblstm are timed too, each between two looks at the clock:
+'p99' is the 99th percentile of their times, in times of the median, in the best round.
+
+- nblstm: the call of the layer, the cell or the stream, as its users make it; in training `vjp`, and the function it
+  returns.
+- torch: `torch.nn.LSTM`, `GRU` or `RNN` under `inference_mode`, with `torch.set_num_threads`; in training autograd; a
+  step is a sequence of one.
+- torch-cell: `torch.nn.LSTMCell`, `GRUCell` or `RNNCell`, likewise; for steps of one layer.
 - onnxruntime: an ONNX model of LSTM, GRU or RNN nodes, as torch exports it, with `sequence_lens` where lengths differ;
   `intra_op_num_threads`; spinning as it is by default.
 - openvino: the same model; `INFERENCE_NUM_THREADS`, the latency hint, float32, one request with shared arrays."""

@@ -17,7 +17,8 @@ from nblstm import get_num_threads, num_threads, reference
 from nblstm.__main__ import main
 from nblstm.commands import bench
 from nblstm.commands.benchmark.cases import Case, NotOffered
-from nblstm.commands.benchmark.engines import ENGINES, Prepared, layer_of
+from nblstm.commands.benchmark.engine import Prepared
+from nblstm.commands.benchmark.engines import ENGINES, layer_of
 from nblstm.commands.benchmark.measure import Bench, Effort
 from nblstm.commands.benchmark.process import (
     EngineError,
@@ -47,7 +48,7 @@ def only(monkeypatch):
     """Return what pretends that nothing but some packages is installed."""
 
     def pretend(*packages: str) -> None:
-        for module in ("bench", "benchmark.engines"):
+        for module in ("bench", "benchmark.engine"):
             monkeypatch.setattr(f"nblstm.commands.{module}.is_installed", lambda package: package in packages)
 
     return pretend
@@ -57,7 +58,7 @@ def only(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", [name for name, engine in ENGINES.items() if engine.offers("inference")])
 @pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.shape)
 def test_engines_compute_the_same(name, case):
     if ENGINES[name].missing():
@@ -137,7 +138,10 @@ def test_a_kind_that_an_engine_does_not_know():
         (["--shapes", "1,2"], "shape: expected T,B,I,H"),
         (["--set", "none"], "invalid choice: 'none'"),
         (["--set", "grid", "--shapes", "1,1,1,1"], "not allowed with argument --set"),
-        (["--engines", "abacus"], "engines: expected some of nblstm, torch, onnxruntime, openvino, got 'abacus'"),
+        (
+            ["--engines", "abacus"],
+            "engines: expected some of nblstm, torch, torch-cell, onnxruntime, openvino, got 'abacus'",
+        ),
         (["--engines", "torch"], "got torch without torch. The extra `bench` brings them"),
         (["--engines", "openvino"], "got openvino without openvino, onnx."),
         (["--plot", "plot.png"], "drawing needs matplotlib"),

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 from nblstm import reference
-from nblstm.commands.benchmark.cases import CELLS, GRID, KINDS, LAYERS, SERVER, SETS, TRAINING, Case, parse_shapes
+from nblstm.commands.benchmark.cases import (
+    CELLS,
+    GRID,
+    KINDS,
+    LAYERS,
+    SERVER,
+    SETS,
+    STEP_CASES,
+    STEPS,
+    TRAINING,
+    Case,
+    parse_shapes,
+)
 from nblstm.commands.benchmark.engines import input_of, layer_of
 
 EVERYTHING = Case(3, 2, 5, 8, layers=2, bidirectional=True, projection=3, dtype="float64")
@@ -27,6 +39,8 @@ EACH_CELL = [Case(3, 4, 5, 8, layers=2, bidirectional=True, cell=cell, packed="r
         ("3,2,5,8,LSTM", Case(3, 2, 5, 8)),
         ("3,2,5,8,GRU,packed-linear", Case(3, 2, 5, 8, cell="GRU", packed="linear")),
         ("3,2,5,8,2,packed-random,RNN_RELU", Case(3, 2, 5, 8, layers=2, cell="RNN_RELU", packed="random")),
+        ("3,2,5,8,GRU,cell", Case(3, 2, 5, 8, cell="GRU", kind="cell")),
+        ("3,2,5,8,2,stream,f64,P3", Case(3, 2, 5, 8, layers=2, projection=3, dtype="float64", kind="stream")),
     ],
 )
 def test_parsing(text, case):
@@ -38,11 +52,13 @@ def test_parsing(text, case):
     "text",
     [
         *("", "1,2,3", "1,2,3,4,5,6", "1,2,3,x", "1,2,3,4,bi,5", "1,2,3,4,bi,bi", "1,2,3,-4", "1,2,bi,3,4"),
+        *("1,2,3,4,cell,stream", "1,2,3,4,inference"),
         *("1,2,3,4,GRU,RNN_TANH", "1,2,3,4,RNN", "1,2,3,4,packed", "1,2,3,4,packed-linear,packed-random"),
     ],
 )
 def test_what_is_no_shape(text):
-    with pytest.raises(ValueError, match=r"shape: expected T,B,I,H\[,L\].*\[,LSTM\|GRU\|RNN_TANH\|RNN_RELU\].*, got '"):
+    form = r"T,B,I,H\[,L\].*\[,LSTM\|GRU\|RNN_TANH\|RNN_RELU\].*\[,cell\|stream\]"
+    with pytest.raises(ValueError, match=f"shape: expected {form}, got '"):
         parse_shapes(f"1,1,1,1; {text}")
 
 
@@ -53,6 +69,10 @@ def test_what_is_no_shape(text):
         ("1,1,2,3,P0", "sizes of at least 1"),
         ("1,1,2,3,P3", "P < 3 because H=3"),
         ("1,1,2,3,GRU,P2", "no P because only an LSTM has a projection"),
+        ("1,1,2,3,bi,stream", "neither bi nor packed because a stream goes forward, all rows together"),
+        ("1,1,2,3,packed-random,cell", "neither bi nor packed because a cell goes forward, all rows together"),
+        ("1,1,2,3,2,cell", "neither L nor P because a cell is one layer; a stream may have more"),
+        ("1,1,2,3,P2,cell", "neither L nor P because a cell is one layer; a stream may have more"),
     ],
 )
 def test_sizes_that_no_network_has(text, expected):
@@ -64,9 +84,10 @@ def test_sizes_that_no_network_has(text, expected):
 def test_lists(cases):
     assert len({case.shape for case in cases}) == len(cases), "asv and the reports tell cases apart by their shapes"
     assert parse_shapes(";".join(case.written for case in cases)) == [
-        dataclasses.replace(case, name="", kind="inference") for case in cases
+        dataclasses.replace(case, name="", kind=case.kind if case.in_steps else "inference") for case in cases
     ]
-    assert {case.kind for case in cases} == {"training" if cases is TRAINING else "inference"} <= set(KINDS)
+    kinds = {"training"} if cases is TRAINING else set(STEPS) if cases is STEP_CASES else {"inference"}
+    assert {case.kind for case in cases} == kinds <= set(KINDS)
 
 
 def test_lists_have_what_they_are_named_for():
@@ -82,6 +103,14 @@ def test_lists_have_what_they_are_named_for():
     assert {case.hidden for case in TRAINING} >= {64, 128, 256, 512, 1024}
     packed = {(case.layer, case.packed) for case in LAYERS if case.packed}
     assert packed == {(layer, lengths) for layer in ("LSTM", "GRU", "RNN") for lengths in ("linear", "random")}
+    for kind in STEPS:  # those that the bars are about
+        group = [case for case in STEP_CASES if case.name == f"LSTM {kind}"]
+        assert {(case.kind, case.batch, case.layers, case.inputs) for case in group} == {
+            (kind, 1, 1, size) for size in (32, 64, 128, 256)
+        }
+        assert [case.hidden for case in group] == [case.inputs for case in group]
+    assert {(case.layer, case.kind) for case in STEP_CASES} == {(a, b) for a in ("LSTM", "GRU", "RNN") for b in STEPS}
+    assert [case.layers for case in STEP_CASES if case.layers > 1] and {case.batch for case in STEP_CASES} == {1, 32}
 
 
 def test_lengths():
@@ -132,6 +161,18 @@ def test_the_recurrence_is_what_does_not_depend_on_the_input():
     assert with_input.recurrent_flops().tolist() == [(with_input.flops - 2 * 7 * 2 * 4 * 8 * 50) / 7] * 7
     assert with_input.recurrent_bytes == 4 * (4 * 8 * 3 + 3 * 8)
     assert EVERYTHING.streamed_bytes == 4 * EVERYTHING.recurrent_bytes
+
+
+def test_where_steps_are_calls_all_products_wait():
+    case = Case(7, 2, 5, 8, layers=2, projection=3, kind="stream")
+    numbers = 4 * 8 * (5 + 3 + 3 + 3) + 2 * 3 * 8
+    assert case.flops == case.recurrent_flops().sum() == 7 * 2 * 2 * numbers and len(case.recurrent_flops()) == 7
+    assert case.recurrent_bytes == case.streamed_bytes == 4 * numbers
+    terms, outputs = case.streamed_shape
+    assert outputs == 2 * 4 * 8 and numbers - outputs < terms * outputs <= numbers
+    whole = dataclasses.replace(case, kind="inference")
+    assert (case.calls, whole.calls) == (7, 1)
+    assert whole.streamed_shape == (3, 32) and whole.streamed_bytes == 2 * 4 * (4 * 8 * 3 + 3 * 8)
 
 
 def test_the_recurrence_of_a_packed_case_has_fewer_rows_at_each_step():

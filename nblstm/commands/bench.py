@@ -20,11 +20,10 @@ from typing import Any, TypeVar
 
 import numba
 
-from nblstm import get_num_threads
 from nblstm.commands.benchmark import machine, plot, report
 from nblstm.commands.benchmark.cases import FORM, SETS, TRAINING, Case, parse_shapes
 from nblstm.commands.benchmark.engines import ENGINES, OURS, parse_engines
-from nblstm.commands.benchmark.measure import QUICK, THOROUGH, Effort, bench
+from nblstm.commands.benchmark.measure import QUICK, THOROUGH, Effort, bench, threads_for
 from nblstm.commands.benchmark.process import EngineError
 from nblstm.commands.benchmark.results import CaseResult, Results
 from nblstm.commands.timing import is_installed
@@ -43,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--shapes", type=_read(parse_shapes), metavar="LIST", help=f"your own cases: '{FORM}; ...'")
     train = f"time forward and backward passes; {len(TRAINING)} cases of its own if no others are asked for"
     parser.add_argument("--train", action="store_true", help=train)
-    parser.add_argument("--threads", type=_read(_threads), metavar="N", help="of every engine (default: all cores)")
+    threads = "of every engine (default: all cores; one for cells and streams alone)"
+    parser.add_argument("--threads", type=_read(_threads), metavar="N", help=threads)
     parser.add_argument("--engines", type=_read(parse_engines), metavar="LIST", help=engines)
     parser.add_argument("--rounds", type=_read(_rounds), metavar="N", help=f"default: {THOROUGH.rounds}")
     parser.add_argument("--quick", action="store_true", help=quick)
@@ -99,9 +99,12 @@ def _picture(text: str) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Measure and print; the exit status is 1 if nblstm fails at a case or an engine cannot start."""
     cases = _cases(args)
-    offered = [name for name, engine in ENGINES.items() if engine.offers(cases[0].kind)]
+    if args.train and any(case.in_steps for case in cases):
+        print("--train: expected cases without cell or stream, which are timed forward only", file=sys.stderr)
+        return 2
+    offered = [name for name, engine in ENGINES.items() if any(engine.offers(case.kind) for case in cases)]
     engines = args.engines or [name for name in offered if not ENGINES[name].missing()]
-    threads = args.threads or get_num_threads()
+    threads = args.threads or threads_for(cases)
     effort = QUICK if args.quick else THOROUGH
     effort = effort._replace(rounds=args.rounds or effort.rounds)
     for name in set(offered) - set(engines):
@@ -125,7 +128,9 @@ def _cases(args: argparse.Namespace) -> list[Case]:
     if args.train and not (args.shapes or args.set or args.quick):
         return TRAINING
     cases: list[Case] = args.shapes or SETS[args.set or ("small" if args.quick else "standard")]
-    return [dataclasses.replace(case, kind="training") for case in cases] if args.train else cases
+    if not args.train:
+        return cases
+    return [case if case.in_steps else dataclasses.replace(case, kind="training") for case in cases]
 
 
 def _command(args: argparse.Namespace, threads: int) -> str:
@@ -169,7 +174,7 @@ class Progress:
     def ends(self, result: CaseResult) -> None:
         """Take note of a case that is done."""
         self._done += 1
-        times = ", ".join(f"{name} {report.duration(result.seconds(name))}" for name in result.engines)
+        times = ", ".join(f"{name} {report.duration(result.call_seconds(name))}" for name in result.engines)
         print(f"[{self._done}/{self._cases}] {result.case.shape}: {times}", file=sys.stderr, flush=True)
 
 

@@ -1,8 +1,9 @@
 """One time step of a network, called from Python: as little as there can be between the call and the recurrence.
 
 A step of some microseconds has no time for checks in Python. These functions are compiled for contiguous arrays of one
-dtype and nothing else, so that Numba's own choice by type is a check; the sizes are compared here, and nothing is done
-where they differ. The caller sees to it that arrays are aligned and of the machine's byte order.
+dtype and nothing else, so that Numba's own choice by type is a check; the sizes are compared here, with those that
+the job has anyway, and nothing is done where they differ. The caller sees to it that arrays are aligned and of the
+machine's byte order.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from nblstm.kernels.atomics import call_at
 from nblstm.kernels.job import FIELDS
 from nblstm.kernels.policy import LINE, typed_entry
 
+_ROWS, _INPUTS, _OUTPUTS = FIELDS.index("rows"), FIELDS.index("inputs"), FIELDS.index("outputs")
 _X, _Y, _WORKSPACE = FIELDS.index("x"), FIELDS.index("y"), FIELDS.index("workspace")
 _H_N, _C_N = FIELDS.index("h_n"), FIELDS.index("c_n")
 
@@ -22,16 +24,16 @@ _I64 = numba.int64
 
 
 def _layers_signatures(number):
-    return [(_I64, _I64[:, ::1], array, array, _I64, _I64, _I64) for array in (number[::1], number[:, ::1])]
+    return [(_I64, _I64[:, ::1], array, array) for array in (number[::1], number[:, ::1])]
 
 
 def _cell_signatures(number):
     array = number[:, ::1]
-    return [(_I64, _I64[::1], _I64, array, array, array, array, array, _I64, _I64)]
+    return [(_I64, _I64[::1], _I64, array, array, array, array, array)]
 
 
 @typed_entry(_layers_signatures)
-def step_layers(worker, jobs, x, y, rows, inputs, outputs):
+def step_layers(worker, jobs, x, y):
     """Do a step of every layer, one after another; return False, and do nothing, if x or y has another shape.
 
     jobs  inout  (L, fields) int64, a job of one step and one slice for each layer, complete but for the first x and
@@ -39,19 +41,21 @@ def step_layers(worker, jobs, x, y, rows, inputs, outputs):
     x     in     (rows, inputs), or (inputs,) for one row
     y     out    (rows, outputs), or (outputs,)
     """
+    last = jobs.shape[0] - 1
+    rows, inputs, outputs = jobs[0, _ROWS], jobs[0, _INPUTS], jobs[last, _OUTPUTS]
     if x.size != rows * inputs or y.size != rows * outputs:
         return False
     if x.shape[x.ndim - 1] != inputs or y.shape[y.ndim - 1] != outputs:
         return False
     jobs[0, _X] = x.ctypes.data
-    jobs[jobs.shape[0] - 1, _Y] = y.ctypes.data
+    jobs[last, _Y] = y.ctypes.data
     for layer in range(jobs.shape[0]):
         call_at(worker, jobs.ctypes.data + layer * jobs.strides[0], 0, 0)
     return True
 
 
 @typed_entry(_cell_signatures)
-def step_cell(worker, template, scratch, x, h, c, h_next, c_next, inputs, units):
+def step_cell(worker, template, scratch, x, h, c, h_next, c_next):
     """Do a step of one layer with the user's states; return False, and do nothing, if an array has another shape.
 
     template        in   (fields,) int64: a job of one step, one slice and B rows without the fields of this call
@@ -60,7 +64,7 @@ def step_cell(worker, template, scratch, x, h, c, h_next, c_next, inputs, units)
     h, c            in   (B, units); of a cell without c, h twice
     h_next, c_next  out  the same; of a cell without c, h_next twice
     """
-    rows = h_next.shape[0]
+    rows, inputs, units = h_next.shape[0], template[_INPUTS], template[_OUTPUTS]
     fits = x.shape[0] == rows and x.shape[1] == inputs and h.shape[1] == units and c.shape[1] == units
     if not fits or h.shape[0] != rows or c.shape[0] != rows:
         return False

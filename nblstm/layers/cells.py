@@ -92,21 +92,19 @@ class RecurrentCell(Layer):
             rows = len(x)
             if (step := step_of(first, rows)) is None:
                 return None
-            h_next = np.empty((rows, size), weights.dtype)
-            if not self._cell.has_cell_state:
-                h = np.zeros_like(h_next) if hx is None else hx
-                arrays, found = (x, h, h, h_next, h_next), [h_next]
-            else:
-                c_next = np.empty((rows, size), weights.dtype)
+            dtype = weights.dtype
+            h_next = np.empty((rows, size), dtype)
+            found: tuple[Array, ...] = (h_next,)
+            if step.has_cell_state:
                 h, c = (np.zeros_like(h_next),) * 2 if hx is None else hx
-                arrays, found = (x, h, c, h_next, c_next), [h_next, c_next]
+                found = h_next, np.empty((rows, size), dtype)
+            else:
+                h = c = np.zeros_like(h_next) if hx is None else hx
             # Numba's choice by type alone would not do: it takes some arrays of another byte order for plain ones.
-            if not all(is_plain(array, weights.dtype) for array in arrays[:3]):
-                return None
-            fits = step.run(step.worker, step.template, step.scratch, *arrays, self.input_size, size)
+            plain = is_plain(x, dtype) and is_plain(h, dtype) and (c is h or is_plain(c, dtype))
+            return found if plain and step.run(x, h, c, h_next, found[-1]) else None
         except (AttributeError, TypeError, ValueError):  # no arrays, of another type, or not two states
             return None
-        return tuple(found) if fits else None
 
     def _thorough_step(self, x: Any, hx: Any) -> tuple[Array, ...]:
         weights = self._weights

@@ -74,9 +74,10 @@ class Stream:
             Something that is no array of numbers.
         """
         try:
-            y = np.empty(self._shapes[1] if x.ndim == 2 else self._shapes[1][1:], self._dtype) if out is None else out
-            plain = is_plain(x, self._dtype) and is_plain(y, self._dtype)
-            if self._alone and plain and x.ndim == y.ndim and self._stepper.step(x, y):
+            dtype, axes = self._dtype, x.ndim
+            y = np.empty(self._shapes[1] if axes == 2 else self._shapes[1][1:], dtype) if out is None else out
+            plain = is_plain(x, dtype) and (out is None or is_plain(out, dtype))
+            if self._alone and plain and axes == y.ndim and self._stepper.step(x, y):
                 return y
         except (AttributeError, TypeError):  # no array, or not a contiguous one of the right dtype
             pass

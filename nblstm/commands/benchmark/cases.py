@@ -3,7 +3,9 @@
 A case is a network and an input to it. Which network it is says its `cell`, by the name of the equations. What is done
 with them is its `kind`: the name of the method with which every engine answers it (nblstm.commands.benchmark.engines).
 ``inference`` is a forward pass, ``training`` a forward and a backward pass, to the gradients of all weights and of the
-input, from a gradient of the output.
+input, from a gradient of the output. ``cell`` and ``stream`` are a forward pass a step a call: of a cell, which is
+handed the states and gives the next ones, or of a stream, which keeps them. A call is so short that the clock would
+count; so the T steps of the input are timed as one, and times are told of one step.
 
 An input of sequences of different lengths is `packed`: an engine that knows packed sequences gets one, packed before
 the clock starts, and the others get the padded batch with the lengths. Only the valid steps count as operations.
@@ -21,13 +23,17 @@ from nblstm.arrays import Array
 from nblstm.errors import message
 from nblstm.kernels import cells
 
-KINDS = ("inference", "training")
+STEPS = ("cell", "stream")
+KINDS = ("inference", "training", *STEPS)
 CELLS = {"LSTM": cells.LSTM, "GRU": cells.GRU, "RNN_TANH": cells.RNN_TANH, "RNN_RELU": cells.RNN_RELU}
 LENGTHS = ("linear", "random")
-FORM = f"T,B,I,H[,L][,bi][,P<size>][,f64][,{'|'.join(CELLS)}][,{'|'.join(f'packed-{name}' for name in LENGTHS)}]"
+FORM = (
+    f"T,B,I,H[,L][,bi][,P<size>][,f64][,{'|'.join(CELLS)}][,{'|'.join(f'packed-{name}' for name in LENGTHS)}]"
+    f"[,{'|'.join(STEPS)}]"
+)
 _OPTION = re.compile(
     rf"(?P<bidirectional>bi)|P(?P<projection>[0-9]+)|(?P<dtype>f64)|(?P<cell>{'|'.join(CELLS)})"
-    rf"|packed-(?P<packed>{'|'.join(LENGTHS)})"
+    rf"|packed-(?P<packed>{'|'.join(LENGTHS)})|(?P<kind>{'|'.join(STEPS)})"
 )
 
 
@@ -60,6 +66,8 @@ class Case:
         'T100 B1 I40 H256 L2 bi P64 f64'
         >>> Case(100, 16, 40, 256, cell="GRU", packed="linear").shape
         'T100 B16 I40 H256 GRU packed-linear'
+        >>> Case(100, 1, 40, 256, kind="stream").shape
+        'T100 B1 I40 H256 stream'
         """
         words = [f"T{self.steps}", f"B{self.batch}", f"I{self.inputs}", f"H{self.hidden}"]
         return " ".join(words + [f"L{self.layers}"] * (self.layers > 1) + self._options())
@@ -77,7 +85,17 @@ class Case:
     def _options(self) -> list[str]:
         words = ["bi"] * self.bidirectional + [f"P{self.projection}"] * (self.projection > 0)
         words += ["f64"] * (self.dtype == "float64") + [self.cell] * (self.cell != "LSTM")
-        return words + [f"packed-{self.packed}"] * bool(self.packed)
+        return words + [f"packed-{self.packed}"] * bool(self.packed) + [self.kind] * self.in_steps
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether every step is a call of its own: of a cell or a stream."""
+        return self.kind in STEPS
+
+    @property
+    def calls(self) -> int:
+        """The calls of the network that are timed as one: as many as there are steps, or one."""
+        return self.steps if self.in_steps else 1
 
     @property
     def layer(self) -> str:
@@ -141,7 +159,7 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of one call; those of the gates' functions are not counted.
+        """Multiplications and additions over the whole input; those of the gates' functions are not counted.
 
         Training has three times those of inference: for each product two of its size follow on the way back, to the
         gradient of the weights and to that of what they were multiplied by.
@@ -155,26 +173,41 @@ class Case:
 
     def recurrent_flops(self) -> Array:
         """Return those of each step that have to wait for the step before or, on the way back, the one after, (T,)."""
-        return self._passes * 2 * self.layers * self.directions * self._recurrent_numbers * self.batch_sizes()
+        return self._turns * 2 * self._recurrent_numbers * self.batch_sizes()
 
     @property
-    def _passes(self) -> int:
-        """How often a call goes through time, step by step."""
-        return 2 if self.kind == "training" else 1
+    def _turns(self) -> int:
+        """How often a call goes through time, step by step; all layers take a step together where that is a call."""
+        return 1 if self.in_steps else (2 if self.kind == "training" else 1) * self.layers * self.directions
 
     @property
     def _recurrent_numbers(self) -> int:
+        """The weights that every step of such a turn needs anew: where a step is a call, all there are."""
+        if self.in_steps:
+            return sum(rows * columns for _, (rows, columns) in self.matrices())
         return self.rows * self.outputs + self.projection * self.hidden
 
     @property
     def recurrent_bytes(self) -> int:
-        """The weights of one layer and direction that every step needs anew: W_hh, and W_hr if there is one."""
+        """Those of one layer and direction, W_hh, and W_hr if there is one; of a step that is a call, all weights."""
         return self._recurrent_numbers * np.dtype(self.dtype).itemsize
+
+    @property
+    def streamed_shape(self) -> tuple[int, int]:
+        """The terms and the outputs of a product with as many weights, but for those of a projection.
+
+        >>> Case(100, 1, 40, 256).streamed_shape, Case(100, 1, 40, 256, layers=2, kind="stream").streamed_shape
+        ((256, 1024), (404, 2048))
+        """
+        if not self.in_steps:
+            return self.outputs, self.rows
+        outputs = self.layers * self.rows
+        return self._recurrent_numbers // outputs, outputs
 
     @property
     def streamed_bytes(self) -> int:
         """What a call reads of those weights for each step: h(t) has to be known before h(t + 1)."""
-        return self._passes * self.layers * self.directions * self.recurrent_bytes
+        return self._turns * self.recurrent_bytes
 
     def parameters(self) -> dict[str, Array]:
         """Return the weights by torch's names; the same ones in every process."""
@@ -218,7 +251,10 @@ def _parse_shape(text: str) -> Case:
     options = [_OPTION.fullmatch(word) for word in words[len(numbers) :]]
     found = {str(option.lastgroup): option[option.lastgroup] for option in options if option and option.lastgroup}
     if not (4 <= len(numbers) <= 5 and len(found) == len(options)):  # a number among the options is none of them
-        hint = "For example: 100,1,256,256 or 70,7,200,200,2,bi,P64,f64 or 100,16,256,256,GRU,packed-random"
+        hint = (
+            "For example: 100,1,256,256 or 70,7,200,200,2,bi,P64,f64 or 100,16,256,256,GRU,packed-random "
+            "or 100,1,64,64,stream"
+        )
         raise ValueError(message("shape", FORM, repr(text), hint=hint))
     steps, batch, inputs, hidden, layers = [*numbers, 1][:5]
     case = Case(
@@ -232,6 +268,7 @@ def _parse_shape(text: str) -> Case:
         dtype="float64" if "dtype" in found else "float32",
         cell=found.get("cell", "LSTM"),
         packed=found.get("packed", ""),
+        kind=found.get("kind", "inference"),
     )
     if min([*numbers, int(found.get("projection", 1))]) < 1:
         raise ValueError(message("shape", "sizes of at least 1", repr(text)))
@@ -239,6 +276,12 @@ def _parse_shape(text: str) -> Case:
         raise ValueError(message("shape", f"P < {case.hidden}", repr(text), because=f"H={case.hidden}"))
     if case.projection and case.cell != "LSTM":
         raise ValueError(message("shape", "no P", repr(text), because="only an LSTM has a projection"))
+    if case.in_steps and (case.bidirectional or case.packed):
+        because = f"a {case.kind} goes forward, all rows together"
+        raise ValueError(message("shape", "neither bi nor packed", repr(text), because=because))
+    if case.kind == "cell" and (case.layers > 1 or case.projection):
+        because = "a cell is one layer; a stream may have more"
+        raise ValueError(message("shape", "neither L nor P", repr(text), because=because))
     return case
 
 
@@ -302,6 +345,22 @@ TRAINING = [
         Case(100, 16, 256, 256, dtype="float64", name="float64"),
     ]
 ]
+# A step a call. The means of the LSTMs in single rows are what the latency of the project is judged by.
+_LSTM_SIZES = (32, 64, 128, 256)
+STEP_CASES = [
+    Case(100, batch, size, size, layers, cell=cell, kind=kind, name=name)
+    for name, kind, cell, batch, layers, sizes in [
+        ("LSTM cell", "cell", "LSTM", 1, 1, _LSTM_SIZES),
+        ("LSTM stream", "stream", "LSTM", 1, 1, _LSTM_SIZES),
+        ("LSTM stream, 2 layers", "stream", "LSTM", 1, 2, (64, 256)),
+        ("LSTM cell, 32 rows", "cell", "LSTM", 32, 1, (64, 256)),
+        ("GRU cell", "cell", "GRU", 1, 1, (64, 256)),
+        ("GRU stream", "stream", "GRU", 1, 1, (64, 256)),
+        ("RNN cell", "cell", "RNN_TANH", 1, 1, (64, 256)),
+        ("RNN stream", "stream", "RNN_TANH", 1, 1, (64, 256)),
+    ]
+    for size in sizes
+]
 # One of each sort, all of them short.
 SMALL = [ODD[0], SERVER[2], SERVER[3], NETWORKS[1], NETWORKS[2], VARIANTS[0], VARIANTS[2], VARIANTS[4], VARIANTS[6]]
 
@@ -312,6 +371,7 @@ SETS = {
     "odd": ODD,
     "variants": VARIANTS,
     "layers": LAYERS,
+    "steps": STEP_CASES,
     "grid": GRID,
     "small": SMALL,
 }

@@ -9,8 +9,13 @@ here and a line in `ENGINES`; a new kind of case is a method of each engine that
 In training every call begins without gradients and ends with those of all weights and of the input. The weights stay
 what they are: no optimiser is timed, nor what nblstm does at the first call with new weights.
 
-* nblstm: the layer's public call; in training `vjp`, and the function that it returns.
-* torch: ``torch.nn.LSTM``, ``GRU`` or ``RNN`` under ``inference_mode``, ``set_num_threads``; in training autograd.
+A cell or a stream begins with zeros and takes the input a step a call. Every peer is called for a step and handed the
+states that the call before gave, for either; so a stream, which keeps its states, stands beside what serves for one.
+
+* nblstm: the public call of the layer, the cell or the stream; in training `vjp`, and the function that it returns.
+* torch: ``torch.nn.LSTM``, ``GRU`` or ``RNN`` under ``inference_mode``, ``set_num_threads``; in training autograd. A
+  step is a sequence of one.
+* torch-cell: ``torch.nn.LSTMCell``, ``GRUCell`` or ``RNNCell``, likewise; for steps of one layer only.
 * onnxruntime: an ONNX model of LSTM, GRU or RNN nodes, such as torch exports it, with ``sequence_lens`` where lengths
   differ; ``intra_op_num_threads``, and spinning between operators allowed, as it is by default.
 * openvino: the same model; ``INFERENCE_NUM_THREADS``, the latency hint, one request, input and output shared. The
@@ -19,67 +24,18 @@ what they are: no optimiser is timed, nor what nblstm does at the first call wit
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 import nblstm
 from nblstm.arrays import Array
 from nblstm.commands.benchmark.cases import Case, NotOffered
+from nblstm.commands.benchmark.engine import Engine, Prepared
 from nblstm.commands.benchmark.onnx_model import onnx_inputs, onnx_model
-from nblstm.commands.timing import is_installed
 from nblstm.errors import message
-
-
-class Prepared(NamedTuple):
-    """A case made ready: what to time, and how to read the results off what it returns.
-
-    These are ``output`` (T, B, D*P) and, of training, the gradients: ``input`` (T, B, I), and those of the weights by
-    torch's names. Past the lengths of a packed case output and input are zero.
-    """
-
-    call: Callable[[], Any]
-    results: Callable[[Any], dict[str, Array]]
-
-
-class Engine(ABC):
-    """An engine on a number of threads; made, and so imported, in its own process only."""
-
-    name: str
-    packages: tuple[str, ...] = ()  # what has to be installed for it
-
-    @abstractmethod
-    def __init__(self, threads: int) -> None: ...
-
-    @classmethod
-    def missing(cls) -> list[str]:
-        """Return which of its packages are not installed."""
-        return [package for package in cls.packages if not is_installed(package)]
-
-    @classmethod
-    def version(cls) -> str:
-        """Return the version of the engine's package."""
-        return importlib.metadata.version(cls.name).partition("-")[0]
-
-    @classmethod
-    def offers(cls, kind: str) -> bool:
-        """Say whether it does a kind of case at all."""
-        return hasattr(cls, kind)
-
-    def prepare(self, case: Case) -> Prepared:
-        """Return the case made ready; NotOffered if the engine cannot do it."""
-        if not self.offers(case.kind):
-            raise NotOffered(f"{self.name} does no {case.kind}")
-        prepared: Prepared = getattr(self, case.kind)(case)
-        return prepared
-
-    @abstractmethod
-    def inference(self, case: Case) -> Prepared:
-        """Return the forward pass over the case's input."""
 
 
 class Nblstm(Engine):
@@ -115,6 +71,43 @@ class Nblstm(Engine):
 
         return Prepared(call, results)
 
+    def cell(self, case: Case) -> Prepared:
+        """Make the cell."""
+        make, steps = getattr(nblstm, f"{case.layer}Cell"), list(case.input())
+        cell = make.from_state_dict(cell_parameters(case), **_nonlinearity(case))
+
+        def call() -> Any:
+            state = None
+            for x in steps:
+                state = cell(x, state)
+            return state
+
+        first, state = steps[0], call()
+        return Prepared(call, lambda state: {"output": _hidden(case, state)}, lambda: cell(first, state))
+
+    def stream(self, case: Case) -> Prepared:
+        """Begin a stream."""
+        stream, steps = layer_of(case).stream(case.batch), list(case.input())
+
+        def call() -> Any:
+            stream.reset()
+            for x in steps:
+                y = stream(x)
+            return y
+
+        first = steps[0]
+        return Prepared(call, lambda y: {"output": y}, lambda: stream(first))
+
+
+def cell_parameters(case: Case) -> dict[str, Array]:
+    """Return the weights of a network of one layer by the names of a cell's."""
+    return {name.removesuffix("_l0"): array for name, array in case.parameters().items()}
+
+
+def _hidden(case: Case, state: Any) -> Any:
+    """Return h of a cell's state, (h, c) or h."""
+    return state[0] if case.cell == "LSTM" else state
+
 
 def layer_of(case: Case) -> Any:
     """Return the case's network as a layer of nblstm, ready for inference."""
@@ -138,10 +131,9 @@ def _nonlinearity(case: Case) -> dict[str, str]:
     return {"nonlinearity": case.nonlinearity} if case.nonlinearity else {}
 
 
-class Torch(Engine):
-    """PyTorch, which runs LSTMs by oneDNN where that has them, and the other layers by its own loops."""
+class _Torch(Engine):
+    """PyTorch."""
 
-    name = "torch"
     packages = ("torch",)
 
     def __init__(self, threads: int) -> None:
@@ -149,6 +141,16 @@ class Torch(Engine):
 
         torch.set_num_threads(threads)
         self._torch = torch
+
+    def _with_parameters(self, module: Any, parameters: dict[str, Array]) -> Any:
+        module.load_state_dict({name: self._torch.from_numpy(array) for name, array in parameters.items()})
+        return module
+
+
+class Torch(_Torch):
+    """PyTorch, which runs LSTMs by oneDNN where that has them, and the other layers by its own loops."""
+
+    name = "torch"
 
     def _layer(self, case: Case) -> Any:
         """Return the case's network as a layer of ``torch.nn``."""
@@ -163,8 +165,7 @@ class Torch(Engine):
             **projection,
             **_nonlinearity(case),
         )
-        layer.load_state_dict({name: torch.from_numpy(array) for name, array in case.parameters().items()})
-        return layer
+        return self._with_parameters(layer, case.parameters())
 
     def _packed(self, case: Case, padded: Array) -> Any:
         tensor, pack = self._torch.from_numpy(padded), self._torch.nn.utils.rnn.pack_padded_sequence
@@ -206,6 +207,48 @@ class Torch(Engine):
 
         return Prepared(call, results)
 
+    def cell(self, case: Case) -> Prepared:
+        """Make the layer, which is called with a step at a time."""
+        layer, steps = self._layer(case).eval(), self._torch.from_numpy(case.input()).split(1)
+
+        def call() -> Any:
+            state = None
+            with self._torch.inference_mode():
+                for x in steps:
+                    y, state = layer(x, state)
+            return y
+
+        return Prepared(call, lambda y: {"output": y[0].numpy()})
+
+    stream = cell
+
+
+class TorchCell(_Torch):
+    """The cells of PyTorch, which take a step by fewer and smaller calls than its layers do."""
+
+    name = "torch-cell"
+
+    def cell(self, case: Case) -> Prepared:
+        """Make the cell of ``torch.nn``."""
+        if case.layers > 1 or case.projection:
+            raise NotOffered("a cell of torch is one layer, without a projection")
+        torch = self._torch
+        make, dtype = getattr(torch.nn, f"{case.layer}Cell"), getattr(torch, case.dtype)
+        cell = make(case.inputs, case.hidden, dtype=dtype, **_nonlinearity(case)).eval()
+        self._with_parameters(cell, cell_parameters(case))
+        steps = torch.from_numpy(case.input()).unbind()
+
+        def call() -> Any:
+            state = None
+            with torch.inference_mode():
+                for x in steps:
+                    state = cell(x, state)
+            return state
+
+        return Prepared(call, lambda state: {"output": _hidden(case, state).numpy()})
+
+    stream = cell
+
 
 class OnnxRuntime(Engine):
     """ONNX Runtime with its CPU provider."""
@@ -221,11 +264,20 @@ class OnnxRuntime(Engine):
         self._options.intra_op_num_threads = threads
         self._session_class = onnxruntime.InferenceSession
 
+    def _session(self, case: Case) -> Any:
+        return self._session_class(onnx_model(case), self._options, providers=["CPUExecutionProvider"])
+
     def inference(self, case: Case) -> Prepared:
         """Make a session."""
-        session = self._session_class(onnx_model(case), self._options, providers=["CPUExecutionProvider"])
-        inputs = onnx_inputs(case)
+        session, inputs = self._session(case), onnx_inputs(case)
         return Prepared(lambda: session.run(None, inputs), lambda result: {"output": np.asarray(result[0])})
+
+    def cell(self, case: Case) -> Prepared:
+        """Make a session that takes a step."""
+        session = self._session(case)
+        return _onnx_steps(case, lambda inputs: session.run(None, inputs))
+
+    stream = cell
 
 
 class OpenVino(Engine):
@@ -246,19 +298,43 @@ class OpenVino(Engine):
             "INFERENCE_PRECISION_HINT": "f32",
         }
 
+    def _request(self, case: Case) -> Any:
+        model = self._core.read_model(model=onnx_model(case), weights=b"")
+        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+
     def inference(self, case: Case) -> Prepared:
         """Compile the model and make a request."""
-        model = self._core.read_model(model=onnx_model(case), weights=b"")
-        request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
-        inputs = onnx_inputs(case)
+        request, inputs = self._request(case), onnx_inputs(case)
 
         def call() -> Any:
             return request.infer(inputs, share_inputs=True, share_outputs=True)
 
         return Prepared(call, lambda result: {"output": np.array(result[0])})
 
+    def cell(self, case: Case) -> Prepared:
+        """Compile the model of a step and make a request."""
+        request = self._request(case)
+        # Outputs that were shared would be the memory of the next step's states and of its inputs at once.
+        return _onnx_steps(case, lambda inputs: request.infer(inputs, share_inputs=True).to_tuple())
 
-ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Nblstm, Torch, OnnxRuntime, OpenVino)}
+    stream = cell
+
+
+def _onnx_steps(case: Case, run: Callable[[dict[str, Array]], Sequence[Array]]) -> Prepared:
+    """Return the steps of a model whose inputs `run` takes by name: x and the states; it gives y and the states."""
+    inputs, steps = onnx_inputs(case), list(case.input()[:, None])
+    del inputs["x"]
+
+    def call() -> Any:
+        states: Sequence[Array] = list(inputs.values())
+        for x in steps:
+            y, *states = run({"x": x, **dict(zip(inputs, states, strict=True))})
+        return y
+
+    return Prepared(call, lambda y: {"output": np.array(y[0])})
+
+
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (Nblstm, Torch, TorchCell, OnnxRuntime, OpenVino)}
 OURS = Nblstm.name
 
 

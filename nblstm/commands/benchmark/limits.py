@@ -5,7 +5,8 @@ recurrent weights, which each step needs anew: the rate at which they stream is 
 as the network has, shared out among the threads, from whichever cache holds them. The products with the input wait for
 nothing and take ``their flops / fma``; those with the state then take, at every step, the longer of ``its flops / fma``
 and ``its bytes / stream``: the rows of a packed batch grow fewer, the weights do not. The sum is the case's own limit
-(nblstm.commands.benchmark.results).
+(nblstm.commands.benchmark.results). Where every step is a call, of a cell or a stream, all products wait, those with
+the input too.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Limits:
         """Return what measures the case's two limits for a number of seconds: operations and bytes a second."""
         width = PANEL_VECTORS * lanes(np.dtype(case.dtype).itemsize)
         peak = product_of(ROWS, _PEAK_TERMS, width * self.slices, case.dtype, self.slices)
-        stream = product_of(1, case.outputs, case.rows, case.dtype, self.slices)
+        stream = product_of(1, *case.streamed_shape, case.dtype, self.slices)
 
         def measure(budget: float) -> dict[str, float]:
             return {

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from nblstm import get_num_threads
 from nblstm.commands.benchmark.cases import Case
 from nblstm.commands.benchmark.engines import OURS
 from nblstm.commands.benchmark.limits import NAME as LIMITS
@@ -30,6 +31,11 @@ class Effort(NamedTuple):
 
 THOROUGH = Effort(rounds=5, budget=0.15, pause=0.2)
 QUICK = Effort(rounds=2, budget=0.05, pause=0.1)
+
+
+def threads_for(cases: Sequence[Case]) -> int:
+    """Return the threads of each engine if none are asked for: all, but one where there are but cells and streams."""
+    return 1 if all(case.in_steps for case in cases) else get_num_threads()
 
 
 class Bench:
@@ -67,7 +73,9 @@ class Bench:
                 if outcome.problem is None:
                     time.sleep(effort.pause)
                     try:
-                        outcome.medians.append(engine.ask("measure", budget=effort.budget)["seconds"])
+                        figures = engine.ask("measure", budget=effort.budget)
+                        outcome.medians.append(figures["seconds"])
+                        outcome.singles += [figures["single"]] if "single" in figures else []
                     except EngineError as error:
                         outcome.problem = str(error)
                 tick()

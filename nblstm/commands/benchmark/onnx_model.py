@@ -14,13 +14,25 @@ _ORDERS = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN_TANH": (0,), "RNN_RELU":
 
 
 def onnx_inputs(case: Case) -> dict[str, Array]:
-    """Return what the model takes: ``x`` (T, B, I), and ``lengths`` (B,) for a packed case."""
+    """Return what the model takes: ``x`` (T, B, I), and ``lengths`` (B,) for a packed case.
+
+    Of a step: ``x`` (1, B, I), and the states of each layer, (1, B, H) of zeros: ``h0``, ``c0`` of an LSTM, ``h1``, ...
+    """
+    if case.in_steps:
+        states = [f"{state}{layer}" for layer in range(case.layers) for state in _states(case)]
+        zeros = np.zeros((1, case.batch, case.hidden), case.dtype)
+        return {"x": case.input()[:1], **dict.fromkeys(states, zeros)}
     return {"x": case.input(), **({"lengths": case.lengths().astype(np.int32)} if case.packed else {})}
+
+
+def _states(case: Case) -> str:
+    return "hc" if case.cell == "LSTM" else "h"
 
 
 def onnx_model(case: Case) -> bytes:
     """Return the case's network as an ONNX model of those inputs with the output ``y`` (T, B, D*H), padded with zeros.
 
+    The outputs of a step are ``y`` (1, B, H) and the next states, in the order of the inputs.
     NotOffered for what neither of its engines has: a projection, and float64.
     """
     if case.projection:
@@ -39,8 +51,11 @@ def onnx_model(case: Case) -> bytes:
         arrays = _onnx_parameters(case.cell, parameters, endings)
         tensors += [numpy_helper.from_array(array, name) for array, name in zip(arrays, names, strict=True)]
         raw, target = f"raw{layer}", "y" if layer == case.layers - 1 else f"y{layer}"
-        inputs = [source, *names, *(["lengths"] if case.packed else [])]
-        nodes.append(helper.make_node(case.layer, inputs, [raw], **_attributes(case)))
+        states = [f"{state}{layer}" for state in _states(case)] if case.in_steps else []
+        lengths = ["lengths"] if case.packed else [""] * bool(states)
+        inputs = [source, *names, *lengths, *states]
+        outputs = [raw, *(f"{state}_next" for state in states)]
+        nodes.append(helper.make_node(case.layer, inputs, outputs, **_attributes(case)))
         # The two ways in which torch exports it: raw is (T, D, B, H).
         if case.bidirectional:
             nodes.append(helper.make_node("Transpose", [raw], [f"{raw}t"], perm=[0, 2, 1, 3]))
@@ -48,13 +63,18 @@ def onnx_model(case: Case) -> bytes:
         else:
             nodes.append(helper.make_node("Squeeze", [raw, "directions"], [target]))
         source = target
-    shape = case.steps, case.batch, case.directions * case.hidden
+    given = onnx_inputs(case)
     x = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in onnx_inputs(case).items()
+        for name, array in given.items()
     ]
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
-    graph = helper.make_graph(nodes, "layer", x, [y], tensors)
+    shape = (*given["x"].shape[:2], case.directions * case.hidden)
+    y = [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)]
+    if case.in_steps:
+        y += [
+            helper.make_tensor_value_info(f"{state.name}_next", TensorProto.FLOAT, (1, *shape[1:])) for state in x[1:]
+        ]
+    graph = helper.make_graph(nodes, "layer", x, y, tensors)
     # Versions that every release of either engine since 2023 reads.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return bytes(model.SerializeToString())

@@ -8,7 +8,7 @@ from typing import Any
 from nblstm.commands.benchmark.engines import OURS
 from nblstm.commands.benchmark.results import Results
 
-_COLOURS = {"torch": "tab:orange", "onnxruntime": "tab:blue", "openvino": "tab:purple"}
+_COLOURS = {"torch": "tab:orange", "torch-cell": "tab:red", "onnxruntime": "tab:blue", "openvino": "tab:purple"}
 _OURS = "tab:green"
 
 

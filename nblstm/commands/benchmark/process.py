@@ -28,12 +28,14 @@ import numpy as np
 import nblstm
 from nblstm.arrays import Array
 from nblstm.commands.benchmark.cases import Case, NotOffered
-from nblstm.commands.benchmark.engines import ENGINES, Engine, Prepared
+from nblstm.commands.benchmark.engine import Engine, Prepared
+from nblstm.commands.benchmark.engines import ENGINES
 from nblstm.commands.benchmark.limits import NAME as LIMITS
 from nblstm.commands.benchmark.limits import Limits
 
 _WARM_UP_CALLS = 2  # the first compiles or chooses kernels, the second finds the memory of the first
 _LEAST_CALLS = 3
+_LEAST_SINGLES = 200  # of which the slowest two are the last hundredth
 
 
 class EngineError(Exception):
@@ -116,7 +118,10 @@ class _EngineEnd:
 
     def measure(self, budget: float) -> dict[str, Any]:
         assert self._prepared is not None
-        return {"seconds": median_seconds(self._prepared.call, budget)}
+        answered: dict[str, Any] = {"seconds": median_seconds(self._prepared.call, budget)}
+        if self._prepared.step is not None:
+            answered["single"] = single_seconds(self._prepared.step, budget)
+        return answered
 
     def _results(self) -> dict[str, Array]:
         assert self._prepared is not None
@@ -162,6 +167,18 @@ def median_seconds(call: Callable[[], object], budget: float) -> float:
         call()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def single_seconds(step: Callable[[], object], budget: float) -> list[float]:
+    """Return the times of a single `step`, each between two looks at the clock: the median and the 99th percentile."""
+    times: list[float] = []
+    end = time.perf_counter() + budget
+    while len(times) < 2 * _LEAST_SINGLES or times[-1] < end:
+        start = time.perf_counter()
+        step()
+        times += start, time.perf_counter()
+    taken = np.diff(np.array(times).reshape(-1, 2)).ravel()
+    return [float(np.percentile(taken, share)) for share in (50, 99)]
 
 
 def answer(end: object, question: dict[str, Any]) -> dict[str, Any]:

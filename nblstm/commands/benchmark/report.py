@@ -6,17 +6,24 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nblstm.commands.benchmark.engines import OURS
 from nblstm.commands.benchmark.machine import cache_of
-from nblstm.commands.benchmark.results import CaseResult, Results
+from nblstm.commands.benchmark.results import CaseResult, Results, mean_speed
 
 _NOTHING = "–"
+TAIL = 3  # what the 99th percentile of single calls may be, in times of their median, on an idle core
 LEGEND = (
     "Times are the best of the medians of all rounds, one call of the whole sequence. 'x best peer' and 'x torch' say "
     "how many times as fast as they nblstm is; below 1 it is slower. 'of limit' is the share of the speed that this "
     "machine allows for the case. The recurrence is bound by FMA, the multiply-adds on all threads, or by the cache "
     "from which its weights stream at every step; the products with the input always by FMA. All of it was measured in "
     "the same rounds."
+)
+
+STEPS = (
+    "Of a cell or a stream the time is that of one step, a call each: a whole sequence was timed and shared out. A "
+    "peer is called for one step and handed the states that it gave before: torch is its layer, for a sequence of one, "
+    "torch-cell its cell. The products with the input wait for the step before too. 'p99' is the 99th percentile of "
+    "nblstm's single calls, in times of their median."
 )
 
 TRAINING = (
@@ -53,20 +60,25 @@ class Table(NamedTuple):
 
 def table(results: Results) -> Table:
     """Return a row for each case, and one of geometric means where there are peers."""
-    peers = [name for name in results.engines if name != OURS]
-    compared = ["x best peer"] * bool(peers) + ["x torch"] * ("torch" in peers)
-    header = ["", "case", *results.engines, "GFLOP/s", *compared, "of limit", "bound by"]
-    rows = [_row(results, case, len(compared)) for case in results.cases]
-    if peers:
-        means = [speed(results.mean_speed(peer)) for peer in [None, "torch"][: len(compared)]]
-        rows.append(["geometric mean", "", *[""] * len(results.engines), "", *means, "", ""])
+    tailed = any(case.tail is not None for case in results.cases)
+    header = ["", "case", *results.engines, *["p99"] * tailed, "GFLOP/s", *compared(results), "of limit", "bound by"]
+    rows = [_row(results, case, tailed) for case in results.cases]
+    if results.compared:
+        means = [speed(results.mean_speed(peer)) for peer in results.compared]
+        rows.append(["geometric mean", "", *[""] * (len(results.engines) + tailed), "", *means, "", ""])
     return Table(header, rows, left=2)
 
 
-def _row(results: Results, case: CaseResult, comparisons: int) -> list[str]:
+def compared(results: Results) -> list[str]:
+    """Return the headers of the columns that say how many times as fast as a peer nblstm is."""
+    return [f"x {peer or 'best peer'}" for peer in results.compared]
+
+
+def _row(results: Results, case: CaseResult, tailed: bool) -> list[str]:
     limit, share = results.limit(case), results.share(case)
-    times = [duration(case.seconds(engine)) for engine in results.engines]
-    speeds = [speed(case.speed(peer)) for peer in [case.best_peer, "torch"][:comparisons]]
+    times = [duration(case.call_seconds(engine)) for engine in results.engines]
+    times += [speed(case.tail)] * tailed
+    speeds = [speed(case.speed(peer)) for peer in results.compared]
     gflops = _NOTHING if case.gflops is None else f"{case.gflops:.1f}" if case.gflops < 100 else f"{case.gflops:.0f}"
     bound = [f"{share:.0%}" if share else _NOTHING, limit.name if limit else _NOTHING]
     return [case.case.name, case.case.shape, *times, gflops, *speeds, *bound]
@@ -90,6 +102,30 @@ def speed(factor: float | None) -> str:
     return _NOTHING if factor is None else f"{factor:.2f}"
 
 
+def steps(results: Results) -> list[str]:
+    """Return what cells and streams are judged by: a line of means for each group of them, and that of their tails."""
+    lines = []
+    for name, group in results.groups().items():
+        means = [(peer, mean_speed(group, peer)) for peer in ("torch-cell", "torch")]
+        told = ", ".join(f"{speed(mean)} x {peer}" for peer, mean in means if mean)
+        if group[0].case.in_steps and told:
+            lines.append(f"{name}, geometric mean of {len(group)}: {told}.")
+    return [*lines, *tails(results)]
+
+
+def tails(results: Results) -> list[str]:
+    """Return a line about the slowest hundredth of nblstm's single calls, if any were timed."""
+    found = {case.case.shape: case.tail for case in results.cases if case.tail is not None}
+    if not found:
+        return []
+    worst = max(found, key=lambda shape: found[shape])
+    within = sum(tail <= TAIL for tail in found.values())
+    return [
+        f"Single calls: the 99th percentile is within {TAIL} times the median at {within} of {len(found)} cases, "
+        f"at worst {speed(found[worst])} times ({worst})."
+    ]
+
+
 def losses(results: Results) -> str:
     """Return what nblstm is slower at, and than whom."""
     if len(results.engines) < 2:
@@ -97,7 +133,7 @@ def losses(results: Results) -> str:
     lost = results.losses()
     if not lost:
         return f"Slower than a peer: at none of {len(results.cases)} cases."
-    named = "; ".join(f"{case.case.shape} ({speed(case.speed(case.best_peer))} of {case.best_peer})" for case in lost)
+    named = "; ".join(f"{case.case.shape} ({speed(case.speed(None))} of {case.best_peer})" for case in lost)
     return f"Slower than a peer at {len(lost)} of {len(results.cases)} cases: {named}."
 
 
@@ -146,7 +182,9 @@ def conditions(results: Results) -> list[str]:
 
 def legend(results: Results) -> str:
     """Return what the figures mean."""
-    return " ".join([LEGEND] + [TRAINING] * any(result.case.kind == "training" for result in results.cases))
+    cases = [result.case for result in results.cases]
+    words = [STEPS] * any(case.in_steps for case in cases) + [TRAINING] * any(case.kind == "training" for case in cases)
+    return " ".join([LEGEND, *words])
 
 
 def text(results: Results) -> str:
@@ -154,6 +192,7 @@ def text(results: Results) -> str:
     parts: Sequence[Sequence[str]] = [
         conditions(results),
         [table(results).text()],
+        steps(results),
         [line for line in [losses(results), *problems(results)] if line],
         ["This machine, on all threads at once:", *(f"  {line}" for line in limits(results))],
         textwrap.wrap(legend(results), 120),

@@ -24,14 +24,20 @@ FORMAT = 1
 class Outcome:
     """What one engine did with one case."""
 
-    medians: list[float] = field(default_factory=list)  # seconds, one a round
+    medians: list[float] = field(default_factory=list)  # seconds, one a round; of all steps of a cell or a stream
     difference: float | None = None  # the largest one from nblstm's results, in parts of their largest numbers
     problem: str | None = None  # why there are no medians
+    singles: list[list[float]] = field(default_factory=list)  # median and 99th percentile of single steps, one a round
 
     @property
     def seconds(self) -> float | None:
         """The best of the medians."""
         return min(self.medians, default=None)
+
+    @property
+    def tail(self) -> float | None:
+        """The 99th percentile of single steps, in times of their median: that of the round where it is least."""
+        return min((slow / middle for middle, slow in self.singles), default=None)
 
 
 class Limit(NamedTuple):
@@ -51,8 +57,18 @@ class CaseResult:
     stream: list[float] = field(default_factory=list)  # bytes a second
 
     def seconds(self, engine: str) -> float | None:
-        """Return the time of an engine; None if it has none."""
+        """Return the time of an engine, over the whole input; None if it has none."""
         return self.engines[engine].seconds if engine in self.engines else None
+
+    def call_seconds(self, engine: str) -> float | None:
+        """Return that of one call: where every step is one, that of a step."""
+        seconds = self.seconds(engine)
+        return seconds / self.case.calls if seconds else None
+
+    @property
+    def tail(self) -> float | None:
+        """The tail of nblstm's single steps (`Outcome.tail`)."""
+        return self.engines[OURS].tail if OURS in self.engines else None
 
     @property
     def best_peer(self) -> str | None:
@@ -61,7 +77,8 @@ class CaseResult:
         return min(times, key=lambda name: times[name], default=None)
 
     def speed(self, peer: str | None) -> float | None:
-        """Return how many times as fast as `peer` nblstm is; None where either has no time."""
+        """Return how many times as fast as `peer`, or the best one if None, nblstm is; None where one has no time."""
+        peer = peer or self.best_peer
         ours, theirs = self.seconds(OURS), self.seconds(peer) if peer else None
         return theirs / ours if ours and theirs else None
 
@@ -89,6 +106,12 @@ class Results:
         """The engines that were asked."""
         return list(self.cases[0].engines) if self.cases else []
 
+    @property
+    def compared(self) -> list[str | None]:
+        """Whom nblstm's speed is told against: None, the best peer at each case, and every engine of torch's."""
+        peers = [name for name in self.engines if name != OURS]
+        return [None] * bool(peers) + [name for name in peers if name.startswith("torch")]
+
     def fma(self, dtype: str) -> float | None:
         """Return the peak of the multiply-adds, operations a second: the best round of all cases of that dtype."""
         return max((rate for case in self.cases if case.case.dtype == dtype for rate in case.fma), default=None)
@@ -112,11 +135,19 @@ class Results:
 
     def mean_speed(self, peer: str | None) -> float | None:
         """Return the geometric mean of nblstm's speed against a peer, or against the best at each case if None."""
-        return geometric_mean(speed for case in self.cases if (speed := case.speed(peer or case.best_peer)) is not None)
+        return mean_speed(self.cases, peer)
+
+    def groups(self) -> dict[str, list[CaseResult]]:
+        """Return the cases by their names; a cell or a stream without one by what it is."""
+        found: dict[str, list[CaseResult]] = {}
+        for result in self.cases:
+            case = result.case
+            found.setdefault(case.name or (f"{case.layer} {case.kind}" if case.in_steps else ""), []).append(result)
+        return found
 
     def losses(self) -> list[CaseResult]:
         """Return the cases at which a peer is faster than nblstm."""
-        return [case for case in self.cases if (case.speed(case.best_peer) or 1.0) < 1.0]
+        return [case for case in self.cases if (case.speed(None) or 1.0) < 1.0]
 
     def save(self, path: Path) -> None:
         """Write everything to a JSON file."""
@@ -139,6 +170,11 @@ def load_results(path: Path) -> Results:
         for entry in content.pop("cases")
     ]
     return Results(**content, cases=cases)
+
+
+def mean_speed(cases: Iterable[CaseResult], peer: str | None) -> float | None:
+    """Return the geometric mean of the speeds (`CaseResult.speed`) at those of the cases that have one."""
+    return geometric_mean(speed for case in cases if (speed := case.speed(peer)) is not None)
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:
