@@ -6,6 +6,7 @@ stops at 500 times the smallest number of all.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from nblstm.arrays import Array
 
 KINDS: dict[str, Any] = {
     "lstm": nblstm.LSTM,
-    "projection": lambda *sizes, **options: nblstm.LSTM(*sizes, proj_size=5, **options),
+    "projection": partial(nblstm.LSTM, proj_size=5),
     "gru": nblstm.GRU,
     "tanh": nblstm.RNN,
-    "relu": lambda *sizes, **options: nblstm.RNN(*sizes, nonlinearity="relu", **options),
+    "relu": partial(nblstm.RNN, nonlinearity="relu"),
 }
 INPUTS, UNITS, ROWS = 3, 19, 2
 
@@ -71,12 +72,14 @@ def test_what_is_above_is_exact(kind: str, dtype: Any) -> None:
     x = np.zeros((60, ROWS, INPUTS), dtype)
     first = states_of(layer, float(np.finfo(dtype).tiny) * 1e4)
     output, _ = layer(x, first)
-    weights = {reference_name(name): value.astype(np.float64) for name, value in layer.named_parameters()}
+    weights: dict[str, Any] = {
+        reference_name(name): value.astype(np.float64) for name, value in layer.named_parameters()
+    }
     step = {"gru": reference.gru_step, "tanh": reference.rnn_step, "relu": reference.rnn_step}.get(
         kind, reference.lstm_step
     )
     if kind == "relu":
-        weights["nonlinearity"] = "relu"  # type: ignore[assignment]
+        weights["nonlinearity"] = "relu"
     state = [array[0].astype(np.float64) for array in as_list(first)]
     for y in output:
         state = as_list(step(np.zeros((ROWS, INPUTS)), *state, **weights))
@@ -94,7 +97,7 @@ def test_steps_one_by_one_give_the_same(kind: str, dtype: Any) -> None:
     layer = decaying(kind, dtype)
     x = np.zeros((60, ROWS, INPUTS), dtype)
     first = states_of(layer, float(np.finfo(dtype).tiny) * 1e2)
-    output, states = layer(x, first)
+    output, _ = layer(x, first)
     stream = layer.stream(ROWS, first)
     assert np.array_equal(output, [stream(step) for step in x])
     (kept, _), _ = layer.vjp(x, first)
