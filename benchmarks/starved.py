@@ -116,7 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except OSError as error:
             print(f"| {case} | not measured: {error} |")
             continue
-        print(f"| {case} | " + " | ".join("{:.2f}, {:.2f}".format(*ratios) for ratios in found.values()) + " |", flush=True)
+        print(
+            f"| {case} | " + " | ".join("{:.2f}, {:.2f}".format(*ratios) for ratios in found.values()) + " |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

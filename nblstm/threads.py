@@ -58,7 +58,7 @@ def set_num_threads(n: int) -> None:
     """Let calls from any thread of this process use up to `n` threads each. Results do not depend on it.
 
     Raises TypeError if n is not a whole number, ValueError if it is below 1 or above 65536. More than there are cores
-    is allowed; a call never uses more than ``NUMBA_NUM_THREADS``.
+    is allowed; a call never uses more than ``NUMBA_NUM_THREADS``, nor more than there are cores for this process.
 
     >>> import nblstm
     >>> before = nblstm.get_num_threads()
@@ -97,10 +97,29 @@ def usable() -> int:
 
     Loads Numba's threading layer when more than one was asked for and none is loaded yet.
     """
-    wanted = min(get_num_threads(), int(numba.config.NUMBA_NUM_THREADS))
+    # Threads that take turns on a core only add waiting: 8 on 2 cores took up to 1.8 times as long as one.
+    wanted = min(get_num_threads(), int(numba.config.NUMBA_NUM_THREADS), _available())
     if wanted == 1 or _forked or threading_layer() == "workqueue":
         return 1
     return wanted
+
+
+@contextmanager
+def _passive_waiting() -> Iterator[None]:
+    """Let an OpenMP library that is loaded inside the block put waiting threads to sleep, unless the user said how.
+
+    By default libgomp's threads spin for milliseconds after a region. On a core that another process uses too they
+    spend their share of it so, and are not there when the next region begins: beside a busy process two threads took 2
+    to 11 times as long as one; asleep 1.2 times at most, and on two free cores as long as before (docs/serving.md).
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        try:
+            yield
+        finally:
+            os.environ.pop("OMP_WAIT_POLICY", None)
+    else:
+        yield
 
 
 def threading_layer() -> str:
@@ -113,6 +132,7 @@ def threading_layer() -> str:
         with _lock:
             from numba.np.ufunc.parallel import _launch_threads
 
-            _launch_threads()
+            with _passive_waiting():
+                _launch_threads()
             _layer = str(numba.threading_layer())
     return _layer
