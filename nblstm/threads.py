@@ -104,24 +104,6 @@ def usable() -> int:
     return wanted
 
 
-@contextmanager
-def _passive_waiting() -> Iterator[None]:
-    """Let an OpenMP library that is loaded inside the block put waiting threads to sleep, unless the user said how.
-
-    By default libgomp's threads spin for milliseconds after a region. On a core that another process uses too they
-    spend their share of it so, and are not there when the next region begins: beside a busy process two threads took 2
-    to 11 times as long as one; asleep 1.2 times at most, and on two free cores as long as before (docs/serving.md).
-    """
-    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
-        os.environ["OMP_WAIT_POLICY"] = "passive"
-        try:
-            yield
-        finally:
-            os.environ.pop("OMP_WAIT_POLICY", None)
-    else:
-        yield
-
-
 def threading_layer() -> str:
     """Return the name of Numba's threading layer (``omp``, ``tbb`` or ``workqueue``), loading it if need be.
 
@@ -132,7 +114,6 @@ def threading_layer() -> str:
         with _lock:
             from numba.np.ufunc.parallel import _launch_threads
 
-            with _passive_waiting():
-                _launch_threads()
+            _launch_threads()
             _layer = str(numba.threading_layer())
     return _layer

@@ -173,19 +173,6 @@ print(status)
     assert run(body, NUMBA_NUM_THREADS="2") == [expected, "0"]
 
 
-@pytest.mark.parametrize(("users", "meant"), [({}, "passive"), ({"GOMP_SPINCOUNT": "9"}, "None")])
-def test_waiting_threads_sleep_unless_the_user_says_how(users: dict[str, str], meant: str) -> None:
-    """Only while the OpenMP library is loaded, so that the user's own processes do not inherit it."""
-    body = """
-from numba.np.ufunc import parallel
-launch = parallel._launch_threads
-parallel._launch_threads = lambda: print(os.environ.get("OMP_WAIT_POLICY")) or launch()
-nblstm.set_num_threads(2)
-print(threads.usable(), os.environ.get("OMP_WAIT_POLICY"))
-"""
-    assert run(body, NUMBA_NUM_THREADS="2", **users)[::2] == [meant, "None"]
-
-
 def test_no_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_available", lambda: 1)
     with nblstm.num_threads(8):
