@@ -14,6 +14,12 @@ import cases
 import numpy as np
 import pytest
 from hypothesis import settings
+from processes import run
+
+from nblstm import threads
+
+# Likewise: a call uses no more threads than there are cores.
+threads._available = lambda: max(2, os.cpu_count() or 1)
 
 # The scripts that record values need torch at once; pytest would import them for doctests.
 collect_ignore = ["data"]
@@ -40,6 +46,12 @@ def build(request: pytest.FixtureRequest) -> Any:
 def dtype(request: pytest.FixtureRequest) -> Any:
     """Each dtype that the kernels compute in."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def expected() -> str:
+    """Return the digest that `processes.PROLOGUE` gives on one thread."""
+    return run("nblstm.set_num_threads(1)\nprint(call())")[0]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,10 @@ values in place of their sums. The loops share these buffers:
     h               out    Rows; all whole vectors, so up to the padding beyond unit H
     c               inout  Rows, where the cell has a cell state; else not touched
 
+States below the normal numbers (float32: 1.2e-38, float64: 2.2e-308) become zero, and gradients of states on the way
+back: some CPUs take a hundred cycles for each operation on such a number, and a decaying state would stay among them
+for good, where rounding holds it (docs/serving.md; tests/test_denormals.py).
+
 How to add a cell: docs/cells.md.
 """
 
@@ -20,7 +24,7 @@ from typing import NamedTuple
 from nblstm.kernels.activations import sigmoid, tanh
 from nblstm.kernels.matmul import panel_vector
 from nblstm.kernels.policy import function
-from nblstm.kernels.simd import fma, lanes_of, larger, load, store, where_negative
+from nblstm.kernels.simd import fma, lanes_of, larger, load, normal_or_zero, store, where_negative
 
 
 class Cell(NamedTuple):
@@ -46,13 +50,13 @@ def lstm_cell_state(i, f, g, c):
     S. Hochreiter and J. Schmidhuber, Long Short-Term Memory, Neural Computation 9(8), 1997, with the forget gate of
     F. Gers et al., Learning to Forget, 2000.
     """
-    return fma(f, c, i * g)
+    return normal_or_zero(fma(f, c, i * g))
 
 
 @function
 def lstm_hidden_state(o, c):
     """Return h' = o tanh(c') from the output gate and the next cell state."""
-    return o * tanh(c)
+    return normal_or_zero(o * tanh(c))
 
 
 @function
@@ -67,7 +71,7 @@ def gru_candidate_sum(r, x_sum, h_sum):
 @function
 def gru_hidden_state(z, n, h):
     """Return h' = (1 - z) n + z h from the update gate, the candidate and the hidden state."""
-    return fma(z, h - n, n)
+    return normal_or_zero(fma(z, h - n, n))
 
 
 @function
@@ -145,7 +149,7 @@ def _apply_rnn(rectify, sums, first_block, last_block, rows, h, keep):
     for block in range(first_block, last_block):
         for row in range(rows):
             value = load(sums.array, panel_vector(sums, block, row))
-            value = relu(value) if rectify else tanh(value)
+            value = normal_or_zero(relu(value) if rectify else tanh(value))
             store(h.array, h.start + row * h.stride + block * lanes, value)
             if keep:
                 store(sums.array, panel_vector(sums, block, row), value)
@@ -183,13 +187,13 @@ def _back_lstm(kept, c_before, gradients, dh, dc, size, first_block, last_block)
     for block in range(first_block, last_block):
         k = block * lanes
         i, f, g, o = load(kept, k), load(kept, size + k), load(kept, 2 * size + k), load(kept, 3 * size + k)
-        t, d = tanh(load(kept, 4 * size + k)), load(dh.array, dh.start + k)
+        t, d = tanh(load(kept, 4 * size + k)), normal_or_zero(load(dh.array, dh.start + k))
         d_c = fma(d * o, _tanh_slope(t), load(dc.array, dc.start + k))
         store(gradients, k, d_c * g * _sigmoid_slope(i))
         store(gradients, size + k, d_c * load(c_before, k) * _sigmoid_slope(f))
         store(gradients, 2 * size + k, d_c * i * _tanh_slope(g))
         store(gradients, 3 * size + k, d * t * _sigmoid_slope(o))
-        store(dc.array, dc.start + k, d_c * f)
+        store(dc.array, dc.start + k, normal_or_zero(d_c * f))
 
 
 @function
@@ -198,7 +202,7 @@ def _back_gru(kept, h_before, gradients, dh, size, first_block, last_block):
     for block in range(first_block, last_block):
         k = block * lanes
         r, z, n, h_sum = load(kept, k), load(kept, size + k), load(kept, 2 * size + k), load(kept, 3 * size + k)
-        d = load(dh.array, dh.start + k)
+        d = normal_or_zero(load(dh.array, dh.start + k))
         d_n = (d - d * z) * _tanh_slope(n)
         store(gradients, k, d_n)
         store(gradients, size + k, d_n * h_sum * _sigmoid_slope(r))
@@ -212,7 +216,7 @@ def _back_rnn(rectify, kept, gradients, dh, first_block, last_block):
     lanes = lanes_of(kept)
     for block in range(first_block, last_block):
         k = block * lanes
-        h, d = load(kept, k), load(dh.array, dh.start + k)
+        h, d = load(kept, k), normal_or_zero(load(dh.array, dh.start + k))
         store(gradients, k, where_negative(-h, d, 0.0) if rectify else d * _tanh_slope(h))
 
 

@@ -23,7 +23,7 @@ from nblstm.kernels.job import JOB, ROWS, UNITS, job_at
 from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_vector, panel_width
 from nblstm.kernels.policy import LINE, function, inlined, worker
 from nblstm.kernels.schedule import alive_rows, copy_numbers, entry_of, share, slots_before, step_of
-from nblstm.kernels.simd import array_at, fetch_ahead, lanes_of, load, store
+from nblstm.kernels.simd import array_at, fetch_ahead, lanes_of, load, normal_or_zero, store
 from nblstm.kernels.tile import PANEL_VECTORS
 
 _JOB_SIZE = JOB.itemsize
@@ -231,6 +231,8 @@ def _project(job, s, part, first_row, last_row, first_panel, last_panel, sums, h
         fetch_rows(m_rows, rows, job.units)
     weights = array_at(job.projection_weights, 1, h)
     multiply_add(rows, job.units, m_rows, weights, first_panel, last_panel, products, products, s % 2 == 1)
+    for i in range(job.products, job.products + (last_panel - first_panel) * size, lanes_of(h)):
+        store(sums, i, normal_or_zero(load(sums, i)))
     h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
     for panel in range(first_panel, last_panel):
         count = min(width, job.outputs - panel * width)

@@ -184,6 +184,18 @@ def where_negative(typing_context: Any, x: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def normal_or_zero(typing_context: Any, x: Any) -> Any:
+    """x, or 0 where it is below the normal numbers in magnitude (float32: 1.2e-38); NaN for NaN."""
+
+    def emit(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+        tiny = 2.0**-126 if x.type.element == ir.FloatType() else 2.0**-1022
+        smallest, zero = (ir.Constant(x.type, [number] * x.type.count) for number in (tiny, 0.0))
+        return builder.select(builder.fcmp_ordered("<", llvm_call(builder, "llvm.fabs", x), smallest), zero, x)
+
+    return _elementwise((x,), emit)
+
+
+@intrinsic
 def squares(typing_context: Any, x: Any) -> Any:
     """x * x in float64, as one vector of float64: of float32, neighbouring halves of x are added."""
     if not isinstance(x, Vector):
