@@ -18,8 +18,9 @@ perhaps a ``numba.prange``, over rows that each have their states. States after 
 it (the same array), otherwise arrays must not overlap.
 
 The functions can be called from Python, and from ``@njit`` functions with any options: ``parallel=True`` and
-``fastmath=True`` change nothing in them. They take some tens of kilobytes of the stack for scratch memory. Arrays of
-other types are refused when the caller is compiled (numba.TypingError), of other sizes with ValueError when it runs.
+``fastmath=True`` change nothing in them. They take scratch memory from the stack, some hundred kilobytes at most.
+Arrays of other types are refused when the caller is compiled (numba.TypingError), of other sizes when it runs
+(ValueError).
 
 Weights are what they were when `nopython_weights` was called. They may be used by many threads at once, and pickled; a
 function that Numba keeps on disk is compiled anew when nblstm has changed, because the type of weights has.
