@@ -95,6 +95,23 @@ def as_whole_number(argument: str, value: Any) -> int:
         raise TypeError(message(argument, "a whole number", type(value).__name__)) from None
 
 
+def as_number(argument: str, value: Any) -> float:
+    """Return the number `value` as a float; TypeError for anything else, also a bool or a text.
+
+    >>> as_number("p", np.float32(0.5))
+    0.5
+    >>> as_number("p", "0.5")
+    Traceback (most recent call last):
+    TypeError: p: expected a number, got '0.5'
+    """
+    try:
+        if isinstance(value, (bool, np.bool_, str, bytes)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(message(argument, "a number", repr(value))) from None
+
+
 def float_dtype(argument: str, dtype: npt.DTypeLike) -> np.dtype[Any]:
     """Return `dtype` if it is one the kernels compute in: float32 or float64. Raises TypeError otherwise.
 

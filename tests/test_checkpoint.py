@@ -279,6 +279,8 @@ def test_what_a_trainer_refuses() -> None:
 def test_reports_and_perplexity() -> None:
     trainer, reports = build(), []
     assert np.isnan(trainer.perplexity())
+    with pytest.raises(ValueError, match=r"Trainer.perplexity last: expected 1 or more, got 0"):
+        trainer.perplexity(0)
     trainer.run(4, callback=reports.append)
     trainer.run(2, callback=reports.append)
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]

@@ -233,3 +233,7 @@ def test_what_it_refuses() -> None:
     for temperature in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="temperature: expected a finite number of 0 or more"):
             model.sample([1], temperature=temperature)
+    with pytest.raises(TypeError, match="temperature: expected a number, got 'hot'"):
+        model.sample([1], temperature="hot")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="begin_state batch_size: expected 0 or more, got -1"):
+        model.begin_state(-1)

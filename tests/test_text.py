@@ -29,6 +29,8 @@ def test_what_a_vocabulary_refuses() -> None:
     assert vocabulary.encode("").shape == (0,)
     with pytest.raises(ValueError, match=r"Vocabulary.encode text: expected characters of 'abc', got 'd' at place 1"):
         vocabulary.encode("ad")
+    with pytest.raises(TypeError, match=r"Vocabulary.encode text: expected a str, got bytes"):
+        vocabulary.encode(b"a")  # type: ignore[arg-type]
     for number in (-1, 3):
         with pytest.raises(IndexError, match=rf"0 ... 2, got {number}"):
             vocabulary.decode([0, number])

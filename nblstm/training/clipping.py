@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nblstm.arrays import Array, address_of
+from nblstm.arrays import Array, address_of, as_number
 from nblstm.engine.updates import run_over_arrays
 from nblstm.errors import message
 from nblstm.kernels import updates
@@ -109,26 +109,17 @@ def clip_grad_value(gradients: Any, clip_value: float) -> None:
 
 
 def _limit(argument: str, value: Any) -> float:
-    number = _float(argument, value)
+    number = as_number(argument, value)
     if not number >= 0:
         raise ValueError(message(argument, "a number of 0 or more", value))
     return number
 
 
 def _power(norm_type: Any) -> float:
-    number = _float("clip_grad_norm norm_type", norm_type)
+    number = as_number("clip_grad_norm norm_type", math.inf if norm_type == "inf" else norm_type)  # as in torch
     if math.isnan(number):
         raise ValueError(message("clip_grad_norm norm_type", "a number, inf or -inf", norm_type))
     return number
-
-
-def _float(argument: str, value: Any) -> float:
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(message(argument, "a number", repr(value))) from None
 
 
 def _arrays(argument: str, gradients: Any) -> list[Array]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nblstm.arrays import Array, as_array, as_mapping, as_whole_number
+from nblstm.arrays import Array, as_array, as_mapping, as_number, as_whole_number
 from nblstm.errors import message
 from nblstm.layers import checks
 from nblstm.layers.base import Layer, common_dtype
@@ -229,7 +229,10 @@ class RecurrentLanguageModel:
 
     def begin_state(self, batch_size: int) -> Any:
         """Return the states before the first token, zeros: (h_0, c_0) of an LSTM, h_0 of the others; (L, B, H) each."""
-        shape = self.rnn.num_layers, as_whole_number("begin_state batch_size", batch_size), self.rnn.hidden_size
+        rows = as_whole_number("begin_state batch_size", batch_size)
+        if rows < 0:
+            raise ValueError(message("begin_state batch_size", "0 or more", rows))
+        shape = self.rnn.num_layers, rows, self.rnn.hidden_size
         states = tuple(np.zeros(shape, self.dtype) for _ in range(2 if self.rnn._cell.has_cell_state else 1))
         return states if len(states) > 1 else states[0]
 
@@ -341,6 +344,7 @@ class RecurrentLanguageModel:
             raise ValueError(message(f"{argument} prompt", "(N,), one token or more", text.shape))
         if count is not None and as_whole_number(f"{argument} count", count) < 0:
             raise ValueError(message(f"{argument} count", "0 or more", count))
+        temperature = as_number(f"{argument} temperature", temperature)
         if not 0 <= temperature < math.inf:
             raise ValueError(message(f"{argument} temperature", "a finite number of 0 or more", temperature))
         random = np.random.default_rng(checks.check_seed(argument, seed))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nblstm.arrays import address_of
+from nblstm.arrays import address_of, as_number
 from nblstm.kernels import updates
 from nblstm.layers import checks
 from nblstm.training.optimizer import Optimizer, State, Update
@@ -282,12 +282,7 @@ class AdamW(Adam):
 
 def _number(words: str, value: Any, least: float = 0.0, below: float = math.inf) -> float:
     """Return the finite number `value` as a float; an error begins with `words`, which are torch's."""
-    try:
-        if isinstance(value, (bool, np.bool_, str, bytes)):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"{words}: expected a number, got {value!r}") from None
+    number = as_number(words, value)
     if not (math.isfinite(number) and least <= number < below):
         expected = "a finite number" + (f" of {least:g} or more" if math.isfinite(least) else "")
         raise ValueError(f"{words}: {value}, expected {expected}" + (f", below {below:g}" if below < math.inf else ""))

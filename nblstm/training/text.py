@@ -57,6 +57,8 @@ class Vocabulary:
 
     def encode(self, text: str) -> Array:
         """Return the numbers of the characters, (N,) int64. ValueError for one that is not in the vocabulary."""
+        if not isinstance(text, str):
+            raise TypeError(message("Vocabulary.encode text", "a str", type(text).__name__))
         known, points = _code_points(self.characters), _code_points(text)
         numbers = np.searchsorted(known, points).clip(max=len(known) - 1)
         unknown = np.flatnonzero(known[numbers] != points)

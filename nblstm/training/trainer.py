@@ -144,6 +144,8 @@ class Trainer:
 
     def perplexity(self, last: int = 100) -> float:
         """Return exp of the mean loss of the `last` steps, or of as many as there have been; NaN before the first."""
+        if as_whole_number("Trainer.perplexity last", last) < 1:
+            raise ValueError(message("Trainer.perplexity last", "1 or more", last))
         losses = self.losses[-last:]
         return perplexity_of(sum(losses) / len(losses)) if losses else math.nan
 
