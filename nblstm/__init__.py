@@ -65,7 +65,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(_LATER[name])
-    value = globals()[name] = getattr(module, name, module)
+    value = globals()[name] = module if _LATER[name] == f"{__name__}.{name}" else getattr(module, name)
     return value
 
 

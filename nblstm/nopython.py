@@ -18,12 +18,16 @@ perhaps a ``numba.prange``, over rows that each have their states. States after 
 it (the same array), otherwise arrays must not overlap.
 
 The functions can be called from Python, and from ``@njit`` functions with any options: ``parallel=True`` and
-``fastmath=True`` change nothing in them. They take scratch memory from the stack, some hundred kilobytes at most.
-Arrays of other types are refused when the caller is compiled (numba.TypingError), of other sizes when it runs
-(ValueError).
+``fastmath=True`` change nothing in them. Arrays of other types, or that cannot be written to, are refused when the
+caller is compiled (numba.TypingError), of other sizes when it runs: ValueError, or in a ``prange`` what Numba makes of
+it there.
 
-Weights are what they were when `nopython_weights` was called. They may be used by many threads at once, and pickled; a
-function that Numba keeps on disk is compiled anew when nblstm has changed, because the type of weights has.
+Scratch memory comes from the stack, up to 1 MB of it for very large networks, which `nopython_weights` refuses beyond
+that; 100 KB for one layer of 1,024 units. A thread may have less than that: ``threading.stack_size``.
+
+Weights are what they were when `nopython_weights` was called. They may be used by many threads at once, and pickled.
+They are to be an argument of the function, and are refused as a global: they hold addresses of this process. A function
+that Numba keeps on disk is compiled anew when nblstm has changed, because the type of weights has.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from numba.extending import overload
 
 from nblstm.engine.compiled import GRUWeights, LSTMWeights, RNNWeights
 from nblstm.errors import message
-from nblstm.kernels.one_row import back_through_network, fits, job_of, parameters_of, run_network, set_state
+from nblstm.kernels.one_row import back_through_network, have_sizes_of, job_of, parameters_of, run_network, set_state
 from nblstm.kernels.policy import function, open_entry
 
 __all__ = [
@@ -54,22 +58,24 @@ __all__ = [
     "rnn_step_backward",
 ]
 
-_SIZES = (
-    "nopython arguments: expected the sizes of these weights: x (I,), h (L, P), c (L, H), or x (T, I), output (T, P)"
-)
+_X = "nopython x and d_x: expected (I,), or (T, I) for a sequence, with the I input features of these weights"
+_STATES = "nopython states and their gradients: expected h (L, P) and c (L, H) with the sizes of these weights"
+_OUTPUT = "nopython output: expected (T, P) with the T steps of x and the P outputs of these weights"
+_PARAMETERS = "nopython d_parameters: expected as many numbers as the parameters have together, or none"
+_BACKWARD = "nopython weights: expected those of nopython_weights(backward=True)"
 
 
 def _checker(kind: type, axes: int) -> Callable[..., None]:
     """Return a function of compiled code that refuses, when its caller is compiled, arguments of other types.
 
-    It is called with the weights, a tuple of arrays with `axes` axes and a tuple of states.
+    It is called with the weights, a tuple of arrays with `axes` axes, a tuple of states, and those that are written to.
     """
 
-    def check(weights, rows, states):
+    def nopython_arguments(weights, rows, states, written):
         pass
 
-    @overload(check)
-    def _check(weights, rows, states):
+    @overload(nopython_arguments)
+    def _nopython_arguments(weights, rows, states, written):
         if not isinstance(weights, types.NamedTuple) or weights.instance_class is not kind:
             expected = f"{kind.__name__}, what `nopython_weights` gives"
             raise TypingError(message("nopython weights", expected, str(weights)[:60]))
@@ -79,9 +85,12 @@ def _checker(kind: type, axes: int) -> Callable[..., None]:
             if not fitting:
                 expected = f"a C-contiguous {dtype} array of {count} axes"
                 raise TypingError(message("nopython argument", expected, str(array)))
-        return lambda weights, rows, states: None
+        for array in written:
+            if not array.mutable:
+                raise TypingError(message("nopython argument", "an array that can be written to", str(array)))
+        return lambda weights, rows, states, written: None
 
-    return check
+    return nopython_arguments
 
 
 _check_lstm_step, _check_lstm_sequence = _checker(LSTMWeights, 1), _checker(LSTMWeights, 2)
@@ -92,8 +101,10 @@ _check_rnn_step, _check_rnn_sequence = _checker(RNNWeights, 1), _checker(RNNWeig
 @function
 def _step(weights, x, h, c, h_out, c_out):
     """Go one step; without a cell state h stands for c."""
-    if not fits(weights, x.size, job_of(weights, 0).outputs, h, c) or h_out.shape != h.shape or c_out.shape != c.shape:
-        raise ValueError(_SIZES)
+    if x.size != job_of(weights, 0).inputs:
+        raise ValueError(_X)
+    if not have_sizes_of(weights, h, c) or h_out.shape != h.shape or c_out.shape != c.shape:
+        raise ValueError(_STATES)
     set_state(h, h_out)
     set_state(c, c_out)
     run_network(weights, x.ctypes.data, 0, 1, h_out.ctypes.data, c_out.ctypes.data)
@@ -101,9 +112,12 @@ def _step(weights, x, h, c, h_out, c_out):
 
 @function
 def _sequence(weights, x, h, c, output, h_out, c_out):
-    sized = fits(weights, x.shape[1], output.shape[1], h, c) and output.shape[0] == x.shape[0]
-    if not sized or h_out.shape != h.shape or c_out.shape != c.shape:
-        raise ValueError(_SIZES)
+    if x.shape[1] != job_of(weights, 0).inputs:
+        raise ValueError(_X)
+    if output.shape != (x.shape[0], job_of(weights, 0).outputs):
+        raise ValueError(_OUTPUT)
+    if not have_sizes_of(weights, h, c) or h_out.shape != h.shape or c_out.shape != c.shape:
+        raise ValueError(_STATES)
     set_state(h, h_out)
     set_state(c, c_out)
     run_network(weights, x.ctypes.data, output.ctypes.data, x.shape[0], h_out.ctypes.data, c_out.ctypes.data)
@@ -111,17 +125,14 @@ def _sequence(weights, x, h, c, output, h_out, c_out):
 
 @function
 def _step_backward(weights, x, h, c, d_h, d_c, d_x, d_parameters):
-    job = job_of(weights, 0)
-    if job.worker_back == 0:
-        raise ValueError("nopython weights: expected those of nopython_weights(backward=True)")
-    sized = fits(weights, x.size, job.outputs, h, c) and d_x.size == x.size
-    if (
-        not sized
-        or d_h.shape != h.shape
-        or d_c.shape != c.shape
-        or d_parameters.size not in (0, parameters_of(weights))
-    ):
-        raise ValueError(_SIZES)
+    if job_of(weights, 0).worker_back == 0:
+        raise ValueError(_BACKWARD)
+    if x.size != job_of(weights, 0).inputs or d_x.size != x.size:
+        raise ValueError(_X)
+    if not have_sizes_of(weights, h, c) or d_h.shape != h.shape or d_c.shape != c.shape:
+        raise ValueError(_STATES)
+    if d_parameters.size != 0 and d_parameters.size != parameters_of(weights):
+        raise ValueError(_PARAMETERS)
     states = h.ctypes.data, c.ctypes.data, d_h.ctypes.data, d_c.ctypes.data
     back_through_network(weights, x.ctypes.data, *states, d_x.ctypes.data, d_parameters.ctypes.data, d_parameters.size)
 
@@ -146,7 +157,7 @@ def lstm_step(weights, x, h, c, h_out, c_out):
     >>> bool((h[0] == lstm(x[None])[0][0]).all())
     True
     """
-    _check_lstm_step(weights, (x,), (h, c, h_out, c_out))
+    _check_lstm_step(weights, (x,), (h, c, h_out, c_out), (h_out, c_out))
     _step(weights, x, h, c, h_out, c_out)
 
 
@@ -158,7 +169,7 @@ def lstm_sequence(weights, x, h, c, output, h_out, c_out):
     output  out  (T, P): the output of the last layer at each step
     h, c, h_out, c_out: the states before the first and after the last step
     """
-    _check_lstm_sequence(weights, (x, output), (h, c, h_out, c_out))
+    _check_lstm_sequence(weights, (x, output), (h, c, h_out, c_out), (output, h_out, c_out))
     _sequence(weights, x, h, c, output, h_out, c_out)
 
 
@@ -173,7 +184,7 @@ def lstm_step_backward(weights, x, h, c, d_h, d_c, d_x, d_parameters):
     d_parameters  inout  (N,): the gradients are added to it, flat and in the order of ``lstm.state_dict()``; of no
                          elements: they are not computed
     """
-    _check_lstm_step(weights, (x, d_x, d_parameters), (h, c, d_h, d_c))
+    _check_lstm_step(weights, (x, d_x, d_parameters), (h, c, d_h, d_c), (d_h, d_c, d_x, d_parameters))
     _step_backward(weights, x, h, c, d_h, d_c, d_x, d_parameters)
 
 
@@ -186,7 +197,7 @@ def gru_step(weights, x, h, h_out):
     h        in   (L, H)
     h_out    out  (L, H); its last row is the output of the network
     """
-    _check_gru_step(weights, (x,), (h, h_out))
+    _check_gru_step(weights, (x,), (h, h_out), (h_out,))
     _step(weights, x, h, h, h_out, h_out)
 
 
@@ -198,7 +209,7 @@ def gru_sequence(weights, x, h, output, h_out):
     output  out  (T, P): the output of the last layer at each step
     h, h_out: the states before the first and after the last step
     """
-    _check_gru_sequence(weights, (x, output), (h, h_out))
+    _check_gru_sequence(weights, (x, output), (h, h_out), (output, h_out))
     _sequence(weights, x, h, h, output, h_out, h_out)
 
 
@@ -213,7 +224,7 @@ def gru_step_backward(weights, x, h, d_h, d_x, d_parameters):
     d_parameters  inout  (N,): the gradients are added to it, flat and in the order of ``gru.state_dict()``; of no
                          elements: they are not computed
     """
-    _check_gru_step(weights, (x, d_x, d_parameters), (h, d_h))
+    _check_gru_step(weights, (x, d_x, d_parameters), (h, d_h), (d_h, d_x, d_parameters))
     _step_backward(weights, x, h, h, d_h, d_h, d_x, d_parameters)
 
 
@@ -226,7 +237,7 @@ def rnn_step(weights, x, h, h_out):
     h        in   (L, H)
     h_out    out  (L, H); its last row is the output of the network
     """
-    _check_rnn_step(weights, (x,), (h, h_out))
+    _check_rnn_step(weights, (x,), (h, h_out), (h_out,))
     _step(weights, x, h, h, h_out, h_out)
 
 
@@ -238,7 +249,7 @@ def rnn_sequence(weights, x, h, output, h_out):
     output  out  (T, P): the output of the last layer at each step
     h, h_out: the states before the first and after the last step
     """
-    _check_rnn_sequence(weights, (x, output), (h, h_out))
+    _check_rnn_sequence(weights, (x, output), (h, h_out), (output, h_out))
     _sequence(weights, x, h, h, output, h_out, h_out)
 
 
@@ -253,5 +264,5 @@ def rnn_step_backward(weights, x, h, d_h, d_x, d_parameters):
     d_parameters  inout  (N,): the gradients are added to it, flat and in the order of ``rnn.state_dict()``; of no
                          elements: they are not computed
     """
-    _check_rnn_step(weights, (x, d_x, d_parameters), (h, d_h))
+    _check_rnn_step(weights, (x, d_x, d_parameters), (h, d_h), (d_h, d_x, d_parameters))
     _step_backward(weights, x, h, h, d_h, d_h, d_x, d_parameters)

@@ -14,13 +14,13 @@ LOWEST = -87.33
 STRIDE = 509
 
 
-@policy.entry
+@policy.open_entry
 def sigmoid_of(x, y):
     for i in range(0, x.size, lanes_of(x)):
         store(y, i, activations.sigmoid(load(x, i)))
 
 
-@policy.entry
+@policy.open_entry
 def tanh_of(x, y):
     for i in range(0, x.size, lanes_of(x)):
         store(y, i, activations.tanh(load(x, i)))

@@ -171,7 +171,7 @@ def test_long_means_are_summed_in_float64() -> None:
     assert np.isnan(mse_loss(np.array([np.nan, 1.0]), np.zeros(2))[0])
 
 
-@policy.entry
+@policy.open_entry
 def exp_of(x, y):
     for i in range(0, x.size, lanes_of(x)):
         store(y, i, activations.exp_of_negative(load(x, i)))

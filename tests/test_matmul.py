@@ -9,7 +9,7 @@ from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
 from nblstm.kernels.tile import PANEL_VECTORS, ROWS
 
 
-@policy.entry
+@policy.open_entry
 def product(rows, terms, a, a_row, weights, bias, panels, first_panel, out):
     width = panel_width(out)
     into = Panels(out, 0, out.size // panels, width)

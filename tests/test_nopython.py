@@ -199,7 +199,8 @@ print(last(weights, np.ones(3, np.float32), h, c), sum(last.stats.cache_hits.val
 
 
 @pytest.mark.slow
-def test_a_function_that_the_user_caches_is_compiled_anew_after_an_upgrade(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", ["kernels/one_row.py", "nopython.py"])
+def test_a_function_that_the_user_caches_is_compiled_anew_after_an_upgrade(tmp_path: Path, changed: str) -> None:
     user, root = tmp_path / "user.py", tmp_path / "root"
     user.write_text(USER)
     shutil.copytree(PACKAGE, root / "nblstm", ignore=shutil.ignore_patterns("__pycache__"))
@@ -213,12 +214,36 @@ def test_a_function_that_the_user_caches_is_compiled_anew_after_an_upgrade(tmp_p
 
     (value, hits), again = run(), run()
     assert hits == 0 and again == (value, 1)
-    kernel = root / "nblstm" / "kernels" / "one_row.py"
-    source = kernel.read_text()
-    changed = source.replace("    return (size + LINE - 1) // LINE * LINE", "    return (size + LINE) // LINE * LINE")
-    assert changed != source
-    kernel.write_text(changed)
+    file = root / "nblstm" / changed
+    file.write_text(file.read_text() + "\n# a later version\n")
     assert run() == (value, 0)
+
+
+def test_weights_are_no_global() -> None:
+    weights, x = LSTM(3, 4, seed=0).nopython_weights(), np.ones(3, np.float32)
+
+    @numba.njit
+    def closed_over(x: Any, h: Any) -> None:
+        nopython.lstm_step(weights, x, h, h, h, h)
+
+    with pytest.raises(TypingError, match="expected an argument of the function, got a global or a closed-over name"):
+        closed_over(x, np.zeros((1, 4), np.float32))
+
+
+def test_equal_columns_have_equal_gradients() -> None:
+    layer = LSTM(9, 4, seed=0)
+    layer.set_parameters({"weight_ih_l0": np.repeat(layer.weight_ih_l0[:, :1], 9, axis=1)})
+    weights, x = layer.nopython_weights(backward=True), np.full(9, 0.7, np.float32)
+    states, gradients = random_states(layer), np.zeros(sum(a.size for a in layer.state_dict().values()), np.float32)
+    for _ in range(20):
+        nopython.lstm_step_backward(weights, x, *states, *map(np.copy, states), np.empty_like(x), gradients)
+    columns = gradients[: 16 * 9].reshape(16, 9)
+    assert (columns == columns[:, :1]).all() and columns.any()
+
+
+def test_what_would_take_too_much_of_the_stack_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sizes whose step takes up to 1 MB of the stack, got 1.[0-9] MB"):
+        LSTM(100_000, 4).nopython_weights()
 
 
 def test_weights_travel_to_another_process(tmp_path: Path) -> None:
@@ -258,6 +283,8 @@ def refusals() -> dict[str, tuple[Any, type[Exception], str]]:
     weights = LSTM(3, 4, 2, seed=0).nopython_weights()
     gru, double = GRU(3, 4, 2, seed=0).nopython_weights(), LSTM(3, 4, 2, dtype=np.float64).nopython_weights()
     x, h = np.zeros(3, np.float32), np.zeros((2, 4), np.float32)
+    frozen = h.copy()
+    frozen.flags.writeable = False
     return {
         "weights of a GRU": ((gru, x, h, h, h, h), TypingError, "expected LSTMWeights"),
         "no weights": ((x, x, h, h, h, h), TypingError, "expected LSTMWeights"),
@@ -265,7 +292,8 @@ def refusals() -> dict[str, tuple[Any, type[Exception], str]]:
         "axes of x": ((weights, h, h, h, h, h), TypingError, "a C-contiguous float32 array of 1 axes"),
         "strides": ((weights, np.zeros(6, np.float32)[::2], h, h, h, h), TypingError, "a C-contiguous"),
         "axes of h": ((weights, x, x, h, h, h), TypingError, "array of 2 axes"),
-        "size of x": ((weights, np.zeros(4, np.float32), h, h, h, h), ValueError, r"x \(I,\)"),
+        "read-only": ((weights, x, h, h, frozen, h), TypingError, "an array that can be written to"),
+        "size of x": ((weights, np.zeros(4, np.float32), h, h, h, h), ValueError, r"x and d_x: expected \(I,\)"),
         "size of h": ((weights, x, h[:1], h, h, h), ValueError, r"h \(L, P\)"),
         "size of c": ((weights, x, h, h[:1], h, h), ValueError, r"c \(L, H\)"),
         "size of h_out": ((weights, x, h, h, h[:1], h), ValueError, r"h \(L, P\)"),
@@ -290,7 +318,7 @@ def test_refusals_of_sequences_and_steps_back() -> None:
     nopython.lstm_sequence(weights, x[:0], h, h, output[:0], h, h)
     with pytest.raises(ValueError, match="backward=True"):
         nopython.lstm_step_backward(weights, x[0], h, h, h, h, x[0], x[0, :0])
-    with pytest.raises(ValueError, match="sizes"):
+    with pytest.raises(ValueError, match="d_parameters"):
         back = layer.nopython_weights(backward=True)
         nopython.lstm_step_backward(back, x[0], h, h, h, h, x[0], np.zeros(7, np.float32))
     with pytest.raises(TypeError, match="backward"):

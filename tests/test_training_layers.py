@@ -319,7 +319,7 @@ def test_initial_state(layer: Any, batch: int | None) -> None:
         np.testing.assert_allclose(found[name], exact, rtol=0, atol=1e-6)
 
 
-@policy.entry
+@policy.open_entry
 def transposed(source, columns, target, rows):
     for k in range(0, columns, lanes_of(source)):
         for i in range(0, rows, lanes_of(source)):

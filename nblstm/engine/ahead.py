@@ -7,14 +7,16 @@ import importlib
 import pkgutil
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from nblstm import errors, kernels
 from nblstm.kernels.policy import DTYPES, KERNELS, mark_complete
 
 # Modules of kernels that a service never calls: gradients, losses, optimisers, what only nblstm.training has, dropout.
 TRAINING_ONLY = frozenset(
-    {"backprop", "dense", "dropout", "embedding", "losses", "products", "updates", "weight_gradients"}
+    {"backprop", "dense", "dropout", "embedding", "losses", "products", "step_back", "updates", "weight_gradients"}
 )
 _OF_THE_BENCH = frozenset({"limits"})  # python -m nblstm bench measures the machine with it
 
@@ -29,7 +31,7 @@ class ReadyKernel(NamedTuple):
 
 
 def warmup(
-    dtypes: str | Iterable[str] = DTYPES,
+    dtypes: Any = DTYPES,
     *,
     training: bool = False,
     progress: Callable[[ReadyKernel], object] | None = None,
@@ -37,14 +39,15 @@ def warmup(
     """Compile every kernel that a service needs, or load it from the cache, and return them in order.
 
     No call of a layer, cell or stream compiles anything after it, whatever its shapes, in this process or in a later
-    one with the same cache; ``python -m nblstm warmup`` does it when a container image is built. Compiled code is for
-    the kind of CPU it was compiled on: on another one the first call compiles anew. Set ``NUMBA_CPU_NAME`` to compile
-    for the least of several kinds. It loads Numba's threading layer, as the first call on several threads does.
+    one with the same cache; ``python -m nblstm warmup`` does it when a container image is built. A user's function that
+    calls `nblstm.nopython` is the user's to keep, with ``cache=True``. Compiled code is for the kind of CPU it was
+    compiled on: on another one the first call compiles anew. Set ``NUMBA_CPU_NAME`` to compile for the least of several
+    kinds. It loads Numba's threading layer, as the first call on several threads does.
 
     Parameters
     ----------
-    dtypes : str or iterable of str
-        ``"float32"``, ``"float64"`` or both: of the layers that are going to run.
+    dtypes : dtype or iterable of dtypes
+        float32, float64 or both: of the layers that are going to run.
     training : bool
         Whether `vjp`, dropout and all of `nblstm.training` are to be ready too.
     progress : callable, optional
@@ -58,8 +61,8 @@ def warmup(
 
     Raises
     ------
-    ValueError
-        Another dtype, or none.
+    ValueError, TypeError
+        Another dtype, or none; something that is no dtype.
 
     Examples
     --------
@@ -68,9 +71,10 @@ def warmup(
     >>> [kernel.name for kernel in ready if kernel.name.startswith("recurrence")]
     ['recurrence.recurrence_float32']
     """
-    wanted = [dtypes] if isinstance(dtypes, str) else list(dtypes)
+    several = isinstance(dtypes, Iterable) and not isinstance(dtypes, (str, type))
+    wanted = [np.dtype(dtype).name for dtype in (dtypes if several else [dtypes])]
     if not wanted or not set(wanted) <= set(DTYPES):
-        raise ValueError(errors.message("warmup dtypes", f"some of {', '.join(DTYPES)}", ", ".join(map(str, wanted))))
+        raise ValueError(errors.message("warmup dtypes", f"some of {', '.join(DTYPES)}", wanted or "none"))
     for module in pkgutil.iter_modules(kernels.__path__):
         importlib.import_module(f"{kernels.__name__}.{module.name}")
     left_out = _OF_THE_BENCH if training else _OF_THE_BENCH | TRAINING_ONLY

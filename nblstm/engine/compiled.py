@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.core import types
+from numba.core.typing.typeof import Purpose, typeof_impl
 
 from nblstm.arrays import Array
 from nblstm.engine.jobs import job_template
@@ -17,19 +19,20 @@ from nblstm.kernels.recurrence import recurrence_float32, recurrence_float64
 from nblstm.kernels.step_back import step_back_float32, step_back_float64
 from nblstm.kernels.tile import PANEL_VECTORS
 
-# Steps whose input is projected at once, and the bytes of their sums, which lie on the stack.
+# Steps whose input is projected at once, and the bytes of their inputs and sums, which lie on the stack.
 _STEPS_AT_ONCE = 8
-_SUMS_BYTES = 1 << 16
+_BLOCK_BYTES = 1 << 16
+_STACK_BYTES = 1 << 20  # of 8 MB that a program's main thread has, and 512 KB to 8 MB the others
 
 
 def _reduce(weights: Any) -> tuple[Any, ...]:
-    jobs = np.array(weights.jobs)
-    return _restored, (type(weights), VERSION.names, VECTOR_BYTES, jobs, np.array(weights.panels))
+    layout = VERSION.names, VECTOR_BYTES, PANEL_VECTORS
+    return _restored, (type(weights), layout, np.array(weights.jobs), np.array(weights.panels))
 
 
-def _restored(kind: Any, version: Any, vector_bytes: int, jobs: Array, panels: Array) -> Any:
+def _restored(kind: Any, layout: Any, jobs: Array, panels: Array) -> Any:
     """Return weights that come from another process, with the addresses of this one."""
-    if version != VERSION.names or vector_bytes != VECTOR_BYTES:
+    if layout != (VERSION.names, VECTOR_BYTES, PANEL_VECTORS):
         because = "they were packed by another nblstm or for another CPU"
         raise ValueError(message("nopython weights", "those of this nblstm", kind.__name__, because=because))
     memory = aligned_empty(panels.size, panels.dtype)
@@ -70,6 +73,17 @@ class RNNWeights(NamedTuple):
         return _reduce(self)
 
 
+def _typeof(weights: Any, context: Any) -> Any:
+    if context.purpose is Purpose.constant:
+        # Numba would write the addresses in them into machine code, which it may keep on disk for other processes.
+        raise ValueError(message("nopython weights", "an argument of the function", "a global or a closed-over name"))
+    return types.NamedTuple([typeof_impl(array, context) for array in weights], type(weights))
+
+
+for _kind in (LSTMWeights, GRUWeights, RNNWeights):
+    typeof_impl.register(_kind, _typeof)
+
+
 def compiled_weights(
     kind: Any, layers: Sequence[DirectionWeights], back: Sequence[BackwardWeights] | None, biases: bool
 ) -> Any:
@@ -89,6 +103,7 @@ def compiled_weights(
         for name, array in arrays.items():
             job[name] = end
             end += -(-array.size // line) * line
+    _check_stack(jobs, layers)
     panels = aligned_empty(end, dtype)
     panels[:] = 0
     for job, arrays in zip(jobs, parts, strict=True):
@@ -121,8 +136,21 @@ def _parts(layer: DirectionWeights, back: BackwardWeights | None) -> dict[str, A
 
 
 def _steps_at_once(layers: Sequence[DirectionWeights]) -> int:
-    row = max(layer.cell.gates * layer.padded_units * layer.dtype.itemsize for layer in layers)
-    return max(1, min(_STEPS_AT_ONCE, _SUMS_BYTES // row))
+    row = max((layer.cell.gates * layer.padded_units + layer.inputs) * layer.dtype.itemsize for layer in layers)
+    return max(1, min(_STEPS_AT_ONCE, _BLOCK_BYTES // row))
+
+
+def _check_stack(jobs: Array, layers: Sequence[DirectionWeights]) -> None:
+    """Refuse a network whose step, or step back, takes too much of the stack (nblstm.kernels.one_row)."""
+    item = layers[0].dtype.itemsize
+    scratch = max(int(max(job["scratch"], job["scratch_back"])) for job in jobs)
+    between = 2 * int(jobs[0]["block"]) * layers[0].outputs
+    kept = max(layer.kept_slots * layer.padded_units for layer in layers)
+    columns = max(max(layer.inputs, layer.units, layer.outputs) for layer in layers)
+    size = (scratch + max(between, len(layers) * (kept + 3 * columns))) * item
+    if size > _STACK_BYTES:
+        expected = f"sizes whose step takes up to {_STACK_BYTES >> 20} MB of the stack"
+        raise ValueError(message("nopython_weights", expected, f"{size / 2**20:.1f} MB", hint="Use the layer itself"))
 
 
 def _describe(job: Any, layer: DirectionWeights, steps: int) -> None:

@@ -25,7 +25,7 @@ class _LinkedLibrary(JITCodeLibrary):  # type: ignore[misc]
         self._finalized = True
 
     def get_pointer_to_function(self, name: str) -> int:
-        """Return 0, as Numba does where there is no wrapper for Python."""
+        """Return 0, as Numba does for a wrapper for Python that there is not: there is no other to ask for."""
         return 0
 
     @property

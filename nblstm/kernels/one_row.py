@@ -36,10 +36,10 @@ def job_of(weights, layer):
 
 
 @function
-def fits(weights, inputs, outputs, h, c):
-    """Say whether a row of `inputs` numbers, one of `outputs`, and the states h and c have the weights' sizes."""
+def have_sizes_of(weights, h, c):
+    """Say whether the states h and, where there is one, c have the sizes of the weights."""
     first, layers = job_of(weights, 0), weights.jobs.shape[0]
-    if inputs != first.inputs or outputs != first.outputs or h.shape[0] != layers or h.shape[1] != first.outputs:
+    if h.shape[0] != layers or h.shape[1] != first.outputs:
         return False
     return first.c_n == 0 or (c.shape[0] == layers and c.shape[1] == first.units)
 

@@ -18,6 +18,7 @@ explicit (`nblstm.kernels.simd.fma`). ``error_model="numpy"`` makes a division a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -71,10 +72,21 @@ def lanes(itemsize: int) -> int:
     return VECTOR_BYTES // itemsize
 
 
+# What ends up in compiled code, and what lays out the numbers that it reads from a user's pickle.
+_SOURCES = (
+    "kernels/*.py",
+    "nopython.py",
+    "engine/compiled.py",
+    "engine/jobs.py",
+    "engine/packing.py",
+    "engine/workspace.py",
+)
+
+
 def _sources_digest() -> str:
-    """Return a digest of all sources that end up in compiled code."""
+    """Return a digest of these sources."""
     digest = hashlib.sha256()
-    for path in sorted((_PACKAGE / "kernels").glob("*.py")):
+    for path in sorted(path for pattern in _SOURCES for path in _PACKAGE.glob(pattern)):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -260,9 +272,8 @@ def entry(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
 def open_entry(python_function: Callable[..., Any]) -> Any:
     """Compile for calls from Python and from a user's compiled code, for the types that come; cached on disk."""
     dispatcher = numba.njit(nogil=True, **_OPTIONS)(python_function)
-    cache = _cache_of(python_function)
-    if cache is not None:
-        dispatcher._cache = cache
+    with contextlib.suppress(RuntimeError):  # no folder to write to: that is for the kernels to say
+        dispatcher._cache = _KernelCache(python_function)
     return dispatcher
 
 

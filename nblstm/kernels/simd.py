@@ -57,9 +57,10 @@ def llvm_fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir
 
 
 def llvm_call(builder: ir.IRBuilder, name: str, *values: ir.Value) -> ir.Value:
-    """Emit a call of LLVM's intrinsic `name` for values of one vector type, which is the type of its result too."""
+    """Emit a call of LLVM's intrinsic `name` for vectors or numbers of one type, which is that of its result too."""
     kind = values[0].type
-    suffix = f"v{kind.count}f{32 if kind.element == ir.FloatType() else 64}"
+    element, count = (kind.element, f"v{kind.count}") if isinstance(kind, ir.VectorType) else (kind, "")
+    suffix = f"{count}f{32 if element == ir.FloatType() else 64}"
     function_type = ir.FunctionType(kind, [kind] * len(values))
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, f"{name}.{suffix}"), values)
 
@@ -135,7 +136,9 @@ def _elementwise(arguments: tuple[Any, ...], emit: Callable[..., ir.Value]) -> A
 
 @intrinsic
 def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c with one rounding (two on a CPU without the instruction)."""
+    """a * b + c with one rounding (two on a CPU without the instruction), of vectors, or of numbers of one type."""
+    if isinstance(a, types.Float) and a == b == c:
+        return a(a, b, c), lambda context, builder, sig, args: llvm_fma(builder, *args)
     return _elementwise((a, b, c), llvm_fma)
 
 

@@ -31,7 +31,7 @@ def _add_scaled(factor, source, count, target, start):
     for i in range(0, whole, lanes):
         store(target, start + i, fma(load(source, i), factor, load(target, start + i)))
     for i in range(whole, count):
-        target[start + i] += source[i] * factor
+        target[start + i] = fma(source[i], factor, target[start + i])
 
 
 @inlined
