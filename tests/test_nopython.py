@@ -23,6 +23,7 @@ from numba.core.runtime import _nrt_python as nrt
 
 import nblstm
 from nblstm import GRU, LSTM, RNN, nopython
+from nblstm.kernels.job import ONE_ROW_FIELDS
 from nblstm.kernels.policy import DIGEST
 
 PACKAGE = Path(__file__).resolve().parent.parent / "nblstm"
@@ -183,6 +184,12 @@ def test_one_type_for_all_sizes_with_the_version_of_the_kernels_in_it() -> None:
     assert numba.typeof(GRU(3, 4).nopython_weights()) not in kinds
     with pytest.raises(ValueError, match="read-only"):
         LSTM(3, 4).nopython_weights().panels[0] = 1
+
+
+@pytest.mark.parametrize("sizes", [(3, 4, 3), (500, 9, 2), (7, 2000), (9000, 3)])
+def test_all_layers_take_as_many_steps_at_once(sizes: tuple[int, ...]) -> None:
+    blocks = LSTM(*sizes).nopython_weights().jobs[:, ONE_ROW_FIELDS.index("block")]
+    assert (blocks == blocks[0]).all() and 1 <= blocks[0] <= 8
 
 
 USER = """

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import nblstm
@@ -163,6 +164,12 @@ def test_a_service_starts_from_it(cold: tuple[Path, str], prelude: str) -> None:
 def test_a_second_warmup_finds_all_in_the_cache(cold: tuple[Path, str]) -> None:
     again = "import nblstm; print(*(kernel.cached for kernel in nblstm.warmup('float32')))"
     assert set(run(NOTHING_COMPILES + again, NUMBA_CACHE_DIR=str(cold[0])).split()) == {"True"}
+
+
+@pytest.mark.parametrize("dtypes", [np.float32, np.dtype(np.float32), [np.float32], "float32"])
+def test_every_spelling_of_a_dtype(dtypes: Any) -> None:
+    names = [kernel.name for kernel in nblstm.warmup(dtypes) if kernel.name.startswith("recurrence")]
+    assert names == ["recurrence.recurrence_float32"]
 
 
 @pytest.mark.parametrize("dtypes", ["float16", [], ["float32", "int64"]])

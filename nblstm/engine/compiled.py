@@ -25,11 +25,6 @@ _BLOCK_BYTES = 1 << 16
 _STACK_BYTES = 1 << 20  # of 8 MB that a program's main thread has, and 512 KB to 8 MB the others
 
 
-def _reduce(weights: Any) -> tuple[Any, ...]:
-    layout = VERSION.names, VECTOR_BYTES, PANEL_VECTORS
-    return _restored, (type(weights), layout, np.array(weights.jobs), np.array(weights.panels))
-
-
 def _restored(kind: Any, layout: Any, jobs: Array, panels: Array) -> Any:
     """Return weights that come from another process, with the addresses of this one."""
     if layout != (VERSION.names, VECTOR_BYTES, PANEL_VECTORS):
@@ -40,48 +35,42 @@ def _restored(kind: Any, layout: Any, jobs: Array, panels: Array) -> Any:
     return _finished(kind, jobs, memory)
 
 
-class LSTMWeights(NamedTuple):
+class _Weights(NamedTuple):
+    """What nblstm.kernels.one_row reads: its docstring has the fields."""
+
+    jobs: Array
+    panels: Array
+    version: Array
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        layout = VERSION.names, VECTOR_BYTES, PANEL_VECTORS
+        return _restored, (type(self), layout, np.array(self.jobs), np.array(self.panels))
+
+
+class LSTMWeights(_Weights):
     """The weights of an LSTM for `nblstm.nopython`."""
 
-    jobs: Array
-    panels: Array
-    version: Array
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reduce(self)
+    __slots__ = ()
 
 
-class GRUWeights(NamedTuple):
+class GRUWeights(_Weights):
     """The weights of a GRU for `nblstm.nopython`."""
 
-    jobs: Array
-    panels: Array
-    version: Array
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reduce(self)
+    __slots__ = ()
 
 
-class RNNWeights(NamedTuple):
+class RNNWeights(_Weights):
     """The weights of an RNN for `nblstm.nopython`."""
 
-    jobs: Array
-    panels: Array
-    version: Array
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _reduce(self)
+    __slots__ = ()
 
 
+@typeof_impl.register(_Weights)  # type: ignore[untyped-decorator]
 def _typeof(weights: Any, context: Any) -> Any:
     if context.purpose is Purpose.constant:
         # Numba would write the addresses in them into machine code, which it may keep on disk for other processes.
         raise ValueError(message("nopython weights", "an argument of the function", "a global or a closed-over name"))
     return types.NamedTuple([typeof_impl(array, context) for array in weights], type(weights))
-
-
-for _kind in (LSTMWeights, GRUWeights, RNNWeights):
-    typeof_impl.register(_kind, _typeof)
 
 
 def compiled_weights(

@@ -25,6 +25,7 @@ import hashlib
 import os
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -203,7 +204,7 @@ DTYPES = ("float32", "float64")
 KERNELS: list[Kernel] = []
 
 
-class Kernel:
+class Kernel(ABC):
     """A function with a cache entry of its own.
 
     name    its module and its own name: ``recurrence.recurrence_float32``
@@ -222,17 +223,17 @@ class Kernel:
         """Where it is kept; None where no folder can be written."""
         return _cache_of(self._python_function)
 
+    @abstractmethod
     def prepare(self, dtype: str) -> int:
         """Compile for a dtype of its own, or load from the cache, where this has not been done; return how many forms.
 
         A kernel without dtypes takes any.
         """
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def cache_hits(self) -> int:
         """How many of its compiled forms this process loaded from the disk cache."""
-        raise NotImplementedError
 
     def size(self) -> int:
         """Return how many bytes its files in the cache have, for all dtypes and CPUs."""

@@ -7,6 +7,7 @@ in place; the parameters of a layer never do: a step computes new arrays, which 
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -55,7 +56,7 @@ class Change(NamedTuple):
     records: list[tuple[Any, ...]]  # for the kernel
 
 
-class Optimizer:
+class Optimizer(ABC):
     """The common part of `SGD`, `Adam` and `AdamW`.
 
     Attributes
@@ -85,17 +86,17 @@ class Optimizer:
         for group in groups:
             self.add_param_group(group)
 
+    @abstractmethod
     def _options(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the checked options of a group, all plain numbers and bools. KeyError if one is not there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _state_names(self, options: Mapping[str, Any]) -> tuple[set[str], set[str]]:
         """Return what the state of a parameter has, and what it may have besides."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _plan(self, update: Update, state: State, options: Mapping[str, Any]) -> tuple[State, tuple[Any, ...]]:
         """Return the state after the step, with the arrays that change in place, and the kernel's record."""
-        raise NotImplementedError
 
     def add_param_group(self, param_group: Mapping[str, Any]) -> None:
         """Add the layers ``param_group["params"]``, with the options given beside them and the defaults for the rest.

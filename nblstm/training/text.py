@@ -6,6 +6,7 @@ goes on where it was without a random state to keep.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
@@ -89,7 +90,7 @@ class Batch(NamedTuple):
     begins: bool  # True: the rows begin anew, with fresh states; False: they go on where the last batch ended
 
 
-class _Batches:
+class _Batches(ABC):
     """What both ways to cut a text have in common."""
 
     _CARRIES: ClassVar[bool]  # whether a batch goes on where the last one of its epoch ended
@@ -133,12 +134,13 @@ class _Batches:
         places = rows[place] + np.arange(self.num_steps)[:, None]
         return Batch(self._taken(places), self._taken(places + 1), place == 0 or not self._CARRIES)
 
+    @abstractmethod
     def _batches_of_epoch(self) -> int:
-        raise NotImplementedError
+        """Return how many batches an epoch has."""
 
+    @abstractmethod
     def _first_places(self, random: np.random.Generator) -> Array:
         """Return where in the text the rows of the batches of an epoch begin, (batches, B)."""
-        raise NotImplementedError
 
     def _offset(self, random: np.random.Generator, used: int) -> int:
         """Return how many tokens to leave out at the start of an epoch: below num_steps, and as far as there are."""
