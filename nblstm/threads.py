@@ -1,18 +1,18 @@
-"""How many threads a call may use, and when it must not start any.
+"""How many threads a call may use.
 
-The number is nblstm's own, one for the process, and never touches Numba's: Numba's count belongs to the calling thread
-and asking for it loads a threading layer.
-
-A process that was forked never launches a parallel region: the parent's threads are gone in it, and libgomp kills a
-child that launches after its parent did, or hangs. Compiled code on one thread is safe there and gives the same bits.
+The number is nblstm's own, one for the process, as its threads are (nblstm.kernels.team): Numba's count belongs to the
+calling thread, and shapes the user's parallel loops.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import os
-import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numba
 
@@ -20,16 +20,14 @@ from nblstm import errors
 from nblstm.arrays import as_whole_number
 
 _MOST = 2**16  # far beyond any machine: such a number is a mistake
-_lock = threading.Lock()
 _num_threads = 0  # 0: not set, take what the process may use
-_forked = False
-_layer: str | None = None
+_cores, _known_until = 1, -math.inf  # what _available() found, and until when it is believed
+_BELIEVED = 1.0  # seconds: to ask the system takes 2 to 8 us, 5 % of a call of 100 steps and 48 units
 
 
 def _after_fork_in_child() -> None:
-    global _forked, _lock
-    _forked = True
-    _lock = threading.Lock()
+    global _num_threads
+    _num_threads = 1  # its siblings have the other cores
 
 
 if hasattr(os, "register_at_fork"):
@@ -37,28 +35,66 @@ if hasattr(os, "register_at_fork"):
 
 
 def _available() -> int:
-    """Return how many cores this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    """Return how many cores this process may use: those it may run on, has the time of, and Numba's settings allow."""
+    global _cores, _known_until
+    now = time.monotonic()
+    if now >= _known_until:
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+        cores = math.ceil(min(cores, _quota(), numba.config.NUMBA_NUM_THREADS))
+        _cores, _known_until = max(1, cores), now + _BELIEVED
+    return _cores
+
+
+@functools.cache
+def _quota() -> float:
+    """Return of how many cores the control groups of this process allow the time, as a container's limit is set.
+
+    More threads than that use the time up together, and then all stand still until the next period.
+    """
+    quota = math.inf
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                quota = min(quota, *_quotas(Path("/sys/fs/cgroup"), path, "cpu.max"))
+            elif "cpu" in controllers.split(","):
+                quota = min(quota, *_quotas(Path("/sys/fs/cgroup/cpu"), path, "cpu.cfs_quota_us", "cpu.cfs_period_us"))
+    return quota
+
+
+def _quotas(mount: Path, path: str, *files: str) -> Iterator[float]:
+    """Give the quotas of a group and of those that it is in, in cores; in a container the mount may be the group."""
+    group = mount / path.lstrip("/")
+    yield math.inf
+    for place in (group, *group.parents):
+        with suppress(OSError, ValueError):
+            quota, period = " ".join((place / file).read_text(encoding="ascii") for file in files).split()
+            if quota not in ("max", "-1"):
+                yield int(quota) / int(period)
+        if place == mount:
+            return
 
 
 def get_num_threads() -> int:
     """Return how many threads one call may use.
 
-    At first that is the number of cores this process may run on, or ``NUMBA_NUM_THREADS`` where that is smaller.
+    At first that is the number of cores this process may run on, ``NUMBA_NUM_THREADS`` or what a container's limit
+    amounts to, whichever is the smallest; in a forked process it is 1.
 
     >>> import nblstm
     >>> nblstm.get_num_threads() >= 1
     True
     """
-    return _num_threads or max(1, min(_available(), int(numba.config.NUMBA_NUM_THREADS)))
+    return _num_threads or usable()
 
 
 def set_num_threads(n: int) -> None:
     """Let calls from any thread of this process use up to `n` threads each. Results do not depend on it.
 
     Raises TypeError if n is not a whole number, ValueError if it is below 1 or above 65536. More than there are cores
-    is allowed; a call never uses more than ``NUMBA_NUM_THREADS``, nor more than there are cores for this process.
+    is allowed; a call never uses more than ``NUMBA_NUM_THREADS``, nor more than there are cores for this process. The
+    threads are nblstm's own, whatever threading layer Numba has.
 
     >>> import nblstm
     >>> before = nblstm.get_num_threads()
@@ -92,28 +128,14 @@ def num_threads(n: int) -> Iterator[None]:
         _num_threads = before
 
 
+def setting() -> int:
+    """Return the number that was set, 0 if none was: in a thirtieth of the time that it takes to ask for cores."""
+    return _num_threads
+
+
 def usable() -> int:
-    """Return how many threads a call may use at this moment: 1 in a forked process and under ``workqueue``.
-
-    Loads Numba's threading layer when more than one was asked for and none is loaded yet.
-    """
+    """Return how many threads a call may use at this moment."""
     # Threads that take turns on a core only add waiting: 8 on 2 cores took up to 1.8 times as long as one.
-    wanted = min(get_num_threads(), int(numba.config.NUMBA_NUM_THREADS), _available())
-    if wanted == 1 or _forked or threading_layer() == "workqueue":
+    if _num_threads == 1:
         return 1
-    return wanted
-
-
-def threading_layer() -> str:
-    """Return the name of Numba's threading layer (``omp``, ``tbb`` or ``workqueue``), loading it if need be.
-
-    ``workqueue`` ends the whole process when two parallel regions meet, even one of ours and one of the user's.
-    """
-    global _layer
-    if _layer is None:
-        with _lock:
-            from numba.np.ufunc.parallel import _launch_threads
-
-            _launch_threads()
-            _layer = str(numba.threading_layer())
-    return _layer
+    return min(_num_threads or _MOST, _available())

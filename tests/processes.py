@@ -26,8 +26,8 @@ def case(steps, rows, inputs, units, **options):
 lstms = {
     "units": case(20, 1, 256, 256),
     "rows": case(12, 40, 64, 96),
-    "directions": case(40, 2, 64, 72, bidirectional=True),
-    "projection": case(20, 1, 64, 256, proj_size=128),
+    "directions": case(120, 2, 64, 72, bidirectional=True),
+    "projection": case(60, 1, 64, 256, proj_size=128),
 }
 
 def call():

@@ -87,12 +87,6 @@ assert not {"torch", "matplotlib"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
-def test_info_says_when_it_will_use_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "one thread" not in info.threading_layer()
-    monkeypatch.setattr(numba.config, "THREADING_LAYER", "workqueue")
-    assert "one thread" in info.threading_layer()
-
-
 def test_info_without_a_place_for_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "cache_folder", lambda: None)
     assert info.kernel_cache().startswith("none: ")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import nblstm
 from nblstm.engine import losses as engine
-from nblstm.engine import plan
 from nblstm.kernels import activations, policy, team
 from nblstm.kernels.simd import lanes_of, load, store
 from nblstm.training import cross_entropy, l1_loss, mse_loss
@@ -88,7 +87,6 @@ def test_rows_are_given_to_threads_where_that_pays(monkeypatch: pytest.MonkeyPat
     logits, targets = random.standard_normal((301, 1003)).astype(np.float32), random.integers(0, 1003, 301)
     given_threads = []
     monkeypatch.setattr(team, "run", lambda *arguments: given_threads.append(arguments[-1]) or run(*arguments))
-    monkeypatch.setattr(plan, "usable", lambda: 2)
     with nblstm.num_threads(1):
         loss, gradient = cross_entropy(logits, targets)
     with nblstm.num_threads(2):

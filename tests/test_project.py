@@ -112,8 +112,10 @@ def names_in(path: Path) -> set[str]:
     return {node.id for node in ast.walk(parsed(path)) if isinstance(node, ast.Name)}
 
 
-def test_one_file_has_the_parallel_function() -> None:
-    assert [relative(path) for path in SOURCES if "parallel_entry" in names_in(path)] == ["nblstm/kernels/team.py"]
+def test_no_loop_is_given_to_numbas_threads() -> None:
+    """The team has its own: a layer may be called in a forked child, and beside parallel loops of the user's."""
+    policy = (PACKAGE / "kernels" / "policy.py").read_text(encoding="utf-8")
+    assert "parallel=" not in policy and '"parallel"' not in policy
 
 
 def test_intrinsics_stay_in_the_kernels() -> None:

@@ -11,8 +11,6 @@ from nblstm.kernels import team
 
 
 def test_a_large_case_is_given_to_two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    if threads.threading_layer() == "workqueue":
-        pytest.skip("nblstm runs serially under workqueue")
     given = []
     run = team.run
     monkeypatch.setattr(team, "run", lambda *arguments: given.append(arguments[-1]) or run(*arguments))

@@ -65,12 +65,11 @@ def cpu() -> str:
 
 
 def threading_layer() -> str:
-    """Return which of Numba's threading layers is asked for, and which are there; none is loaded to find out."""
+    """Return which of Numba's threading layers is asked for, and which are there: nblstm needs none of them."""
     pools = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
     present = [name for name, module in pools.items() if is_installed(f"numba.np.ufunc.{module}")]
     asked = str(numba.config.THREADING_LAYER)
-    alone = ", under which nblstm uses one thread" if asked == "workqueue" else ""
-    return f"{asked}{alone}; built into this Numba: {', '.join(present)}"
+    return f"nblstm's own; Numba's, for your code: {asked}, of {', '.join(present)}"
 
 
 def kernel_cache() -> str:

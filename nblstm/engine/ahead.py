@@ -42,7 +42,7 @@ def warmup(
     one with the same cache; ``python -m nblstm warmup`` does it when a container image is built. A user's function that
     calls `nblstm.nopython` is the user's to keep, with ``cache=True``. Compiled code is for the kind of CPU it was
     compiled on: on another one the first call compiles anew. Set ``NUMBA_CPU_NAME`` to compile for the least of several
-    kinds. It loads Numba's threading layer, as the first call on several threads does.
+    kinds.
 
     Parameters
     ----------

@@ -137,12 +137,8 @@ def _chunks(order: RowOrder, weights: DirectionWeights) -> Iterator[tuple[int, i
 
 def _plan(layer: TapedLayer) -> Plan:
     """Return the plan of the steps."""
-    first, layout, count = layer.weights[0], layer.layout, threads.get_num_threads()
-    sizes = len(layer.weights), layout.steps, layout.batch, layout.mean_rows
-    plan = planning.choose(first, *sizes, count)
-    if plan.threads > 1 and (usable := threads.usable()) < plan.threads:
-        plan = planning.choose(first, *sizes, usable)
-    return plan
+    directions, layout = len(layer.weights), layer.layout
+    return planning.choose(layer.weights[0], directions, layout.steps, layout.batch, layout.mean_rows, threads.usable())
 
 
 class _Direction:

@@ -122,13 +122,8 @@ def sum_rows(rows: Array) -> Array:
 
 
 def _split(rows: int, outputs: int, terms: int, itemsize: int) -> tuple[int, int]:
-    """Return into how many parts to split the rows and the panels of a product; asks for threads if they pay alone."""
-    sizes = rows, outputs, terms, itemsize
-    count = threads.get_num_threads()
-    parts = planning.choose_product(*sizes, count)
-    if max(parts) > 1 and (usable := threads.usable()) < count:
-        parts = planning.choose_product(*sizes, usable)
-    return parts
+    """Return into how many parts to split the rows and the panels of a product."""
+    return planning.choose_product(rows, outputs, terms, itemsize, threads.usable())
 
 
 def _row_addresses(array: Array) -> Array:

@@ -22,10 +22,12 @@ from nblstm.kernels.job import ROWS, UNITS
 from nblstm.kernels.policy import lanes
 from nblstm.kernels.tile import PANEL_VECTORS
 from nblstm.kernels.tile import ROWS as TILE_ROWS
-from nblstm.threads import get_num_threads, usable
+from nblstm.threads import usable
 
 # Nanoseconds, and per nanosecond.
-_LAUNCH = 25000.0  # a parallel region, for threads that have gone to sleep; 6000 for those that still spin
+_LAUNCH = 5000.0  # for helpers that are awake: 1000, and what goes from the caller's cache to theirs
+_WAKE = 150000.0  # more, for helpers that have gone to sleep: what they read is no longer in their cache either
+_LAUNCH_OF_WORK = 25000.0  # of products, updates and losses, for which they may be either
 _STEP = 200.0
 _MEET = 1000.0
 _MEET_PER_ROW = 40.0  # what the others wrote of a row of h has to come from their caches
@@ -52,6 +54,7 @@ class Plan(NamedTuple):
     split: int  # ROWS or UNITS
     parts: int  # slices of each direction
     threads: int
+    brief: bool = False  # faster than on one thread only where the helpers need not be woken first
 
 
 def block_of(rows: int, steps: int, weight_bytes: int) -> int:
@@ -72,7 +75,10 @@ def choose(weights: DirectionWeights, directions: int, steps: int, rows: int, me
     if threads == 1:
         return serial
     candidates = [serial, *_parallel_plans(weights, directions, rows, threads)]
-    return min(candidates, key=lambda plan: estimate(plan, weights, directions, steps, mean_rows))
+    times = [estimate(plan, weights, directions, steps, mean_rows) for plan in candidates]
+    alone, least = times[0], min(times)
+    plan = candidates[times.index(least)]
+    return plan._replace(brief=plan.threads > 1 and least + _WAKE > alone)
 
 
 def _parallel_plans(weights: DirectionWeights, directions: int, rows: int, threads: int) -> Iterator[Plan]:
@@ -132,16 +138,12 @@ def choose_product(rows: int, outputs: int, terms: int, itemsize: int, threads: 
 
 def threads_for(alone: float, threads: int) -> int:
     """Return how many threads of up to `threads` to give to work that takes one so many nanoseconds: all or one."""
-    return threads if _LAUNCH + alone / threads < alone else 1
+    return threads if _LAUNCH_OF_WORK + alone / threads < alone else 1
 
 
 def workers_for(alone: float, parts: int) -> int:
-    """Return how many threads to give to work of up to so many parts that takes one thread so many nanoseconds.
-
-    Which of them may be used is asked only if they pay: that loads a threading layer.
-    """
-    count = threads_for(alone, min(get_num_threads(), parts))
-    return count if count == 1 else threads_for(alone, min(usable(), parts))
+    """Return how many threads to give to work of up to so many parts that takes one thread so many nanoseconds."""
+    return threads_for(alone, min(usable(), parts))
 
 
 def product_estimate(rows: int, outputs: int, terms: int, itemsize: int) -> float:

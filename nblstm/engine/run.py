@@ -208,10 +208,10 @@ def _run_layer(
 ) -> None:
     """Run one layer in all its directions; the states, (D, B, size) each, go from initial to final."""
     first = layer[0]
-    sizes_of_call = layout.steps, layout.batch, layout.mean_rows
-    template = job_template(layer, *sizes_of_call, threads.get_num_threads())
-    if template.plan.threads > 1 and threads.usable() < template.plan.threads:
-        template = job_template(layer, *sizes_of_call, threads.usable())
+    sizes = layout.steps, layout.batch, layout.mean_rows
+    template = job_template(layer, *sizes, threads.usable())
+    if template.plan.brief and not team.calls_in_a_row():
+        template = job_template(layer, *sizes, 1)
     plan = template.plan
     memory = np.empty(len(layer) * template.workspace * first.dtype.itemsize + LINE, np.uint8)
     workspace = -(-address_of(memory) // LINE) * LINE

@@ -36,7 +36,7 @@ def is_plain(array: Any, dtype: np.dtype[Any]) -> bool:
 
 def step_of(weights: DirectionWeights, rows: int) -> Step | None:
     """Return what a step of so many rows needs, from the weights if they have it; None if it needs several threads."""
-    key = rows, threads.get_num_threads()
+    key = rows, threads.setting()
     try:
         step: Step | None = weights.job_templates[key]
     except KeyError:
@@ -59,7 +59,7 @@ def _make_step(weights: DirectionWeights, rows: int) -> Step | None:
 
 def runs_alone(weights: DirectionWeights, rows: int) -> bool:
     """Say whether a step of so many rows is best done by the calling thread."""
-    return job_template([weights], 1, rows, rows, threads.get_num_threads()).plan.threads == 1
+    return job_template([weights], 1, rows, rows, threads.usable()).plan.threads == 1
 
 
 class Stepper:

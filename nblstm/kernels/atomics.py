@@ -1,4 +1,4 @@
-"""What threads need to work together: atomic words, a polite wait, and calls by address."""
+"""What threads need to work together: atomic words, a polite wait, sleep, and calls by address."""
 
 from __future__ import annotations
 
@@ -11,32 +11,39 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
 from nblstm.kernels.policy import function
 from nblstm.kernels.simd import I64
 
-_YIELD = "nblstm_yield_to_system"
-# Compiled code finds this function by name, so that code from the disk cache finds it in a later process too.
+# Compiled code finds these functions by name, so that code from the disk cache finds them in a later process too.
+_YIELD, _ACQUIRE, _RELEASE = "nblstm_yield_to_system", "nblstm_acquire_lock", "nblstm_release_lock"
 _system = ctypes.CDLL("kernel32" if sys.platform == "win32" else None)
 _yield_to_system = _system.SwitchToThread if sys.platform == "win32" else _system.sched_yield
-llvm.add_symbol(_YIELD, ctypes.cast(_yield_to_system, ctypes.c_void_p).value)
+# Python's own locks, the same on every system: acquired by one thread, released by another, without the GIL.
+_python = ctypes.pythonapi
+_python.PyThread_allocate_lock.restype = ctypes.c_void_p
+_python.PyThread_release_lock.argtypes = [ctypes.c_void_p]
+_python.PyThread_acquire_lock.argtypes = [ctypes.c_void_p, ctypes.c_int]
+_symbols = {_YIELD: _yield_to_system, _ACQUIRE: _python.PyThread_acquire_lock, _RELEASE: _python.PyThread_release_lock}
+for _name, _address in _symbols.items():
+    llvm.add_symbol(_name, ctypes.cast(_address, ctypes.c_void_p).value)
 
 _ROUNDS_BEFORE_YIELD = 2000
 
 
-def _word(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value, index: ir.Value) -> ir.Value:
-    return builder.gep(make_array(array_type)(context, builder, array).data, [index])
+def _word(builder: ir.IRBuilder, words: ir.Value, index: ir.Value) -> ir.Value:
+    return builder.gep(builder.inttoptr(words, I64.as_pointer()), [index])
 
 
 @intrinsic
 def atomic_load(typing_context: Any, words: Any, index: Any) -> Any:
-    """The int64 ``words[index]``; what its writer wrote before it is seen from here on (acquire)."""
+    """The int64 ``words[index]`` of an address; what its writer wrote before it is seen from here on."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        return builder.load_atomic(_word(context, builder, sig.args[0], *args), "acquire", 8)
+        return builder.load_atomic(_word(builder, *args), "seq_cst", 8)
 
-    return types.int64(words, types.int64), codegen
+    i64 = types.int64
+    return i64(i64, i64), codegen
 
 
 @intrinsic
@@ -44,22 +51,26 @@ def atomic_store(typing_context: Any, words: Any, index: Any, value: Any) -> Any
     """Set ``words[index]``; whoever loads the value sees all that was written before (release)."""
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        builder.store_atomic(args[2], _word(context, builder, sig.args[0], *args[:2]), "release", 8)
+        builder.store_atomic(args[2], _word(builder, *args[:2]), "release", 8)
         return context.get_dummy_value()
 
-    return types.void(words, types.int64, types.int64), codegen
+    i64 = types.int64
+    return types.void(i64, i64, i64), codegen
 
 
 @intrinsic
 def compare_and_swap(typing_context: Any, words: Any, index: Any, expected: Any, replacement: Any) -> Any:
-    """Set ``words[index]`` to `replacement` if it is `expected`; return whether it was."""
+    """Set ``words[index]`` to `replacement` if it is `expected`; return whether it was.
+
+    Loads and swaps of all threads have one order (sequentially consistent).
+    """
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        pointer = _word(context, builder, sig.args[0], *args[:2])
-        pair = builder.cmpxchg(pointer, args[2], args[3], "acq_rel", "acquire")
+        pair = builder.cmpxchg(_word(builder, *args[:2]), args[2], args[3], "seq_cst", "seq_cst")
         return builder.zext(builder.extract_value(pair, 1), context.get_value_type(types.boolean))
 
-    return types.boolean(words, types.int64, types.int64, types.int64), codegen
+    i64 = types.int64
+    return types.boolean(i64, i64, i64, i64), codegen
 
 
 def _call_extern(builder: ir.IRBuilder, name: str, result: ir.Type, *values: ir.Value) -> ir.Value:
@@ -68,7 +79,7 @@ def _call_extern(builder: ir.IRBuilder, name: str, result: ir.Type, *values: ir.
 
 
 @intrinsic
-def _pause(typing_context: Any) -> Any:
+def pause(typing_context: Any) -> Any:
     """Tell the core that this is a waiting loop, where the CPU has an instruction for that."""
     machine = cpu_target.target_context.codegen().magic_tuple()[0].split("-")[0]
 
@@ -93,6 +104,43 @@ def _yield(typing_context: Any) -> Any:
     return types.void(), codegen
 
 
+def new_lock() -> int:
+    """Return the address of a lock, locked, which lives as long as the process."""
+    lock = _python.PyThread_allocate_lock()
+    if not lock:
+        raise MemoryError("nblstm: no lock can be made")
+    _python.PyThread_acquire_lock(lock, 1)
+    return int(lock)
+
+
+def release_lock(lock: int) -> None:
+    """Wake the thread that is asleep at the lock, or the next one to come."""
+    _python.PyThread_release_lock(lock)
+
+
+@intrinsic
+def sleep_at(typing_context: Any, lock: Any) -> Any:
+    """Sleep until another thread wakes this one at the lock of this address."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        address = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        _call_extern(builder, _ACQUIRE, ir.IntType(32), address, ir.Constant(ir.IntType(32), 1))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def wake_at(typing_context: Any, lock: Any) -> Any:
+    """Wake the thread that sleeps at the lock of this address, or is about to."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        _call_extern(builder, _RELEASE, ir.VoidType(), builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
 @intrinsic
 def call_at(typing_context: Any, address: Any, a: Any, b: Any, c: Any) -> Any:
     """Call the C function ``void (int64, int64, int64)`` at `address`."""
@@ -113,6 +161,6 @@ def wait_until_beyond(words, index, value):
     while atomic_load(words, index) <= value:
         if rounds < _ROUNDS_BEFORE_YIELD:
             rounds += 1
-            _pause()
+            pause()
         else:
             _yield()

@@ -1,13 +1,12 @@
 """How the package uses Numba: the one file that names its options, its cache and the host's vector width.
 
-Seven decorators say what a compiled function is for:
+Six decorators say what a compiled function is for:
 
 * ``function``: called from other compiled code only; ends up inside its callers, so it has no cache entry of its own;
 * ``inlined``: the same, but as text of its one caller, for large functions;
 * ``entry``: called from Python; releases the GIL; cached on disk;
 * ``typed_entry``: the same, for the types that belong to a dtype and no others;
 * ``open_entry``: called from Python and from a user's compiled code;
-* ``parallel_entry``: an entry with a loop over threads;
 * ``worker``: called by address, with whole numbers as its only arguments; compiled at its first use; cached on disk.
 
 What is cached is a `Kernel`, and all of them are in `KERNELS` once their modules are imported.
@@ -267,7 +266,7 @@ class _DispatcherKernel(Kernel):
 
 def entry(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile for calls from Python with arguments of these types: no GIL, cached on disk."""
-    return functools.partial(_entry, signature, {})
+    return functools.partial(_entry, signature)
 
 
 def open_entry(python_function: Callable[..., Any]) -> Any:
@@ -278,13 +277,8 @@ def open_entry(python_function: Callable[..., Any]) -> Any:
     return dispatcher
 
 
-def parallel_entry(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile the same with ``prange`` over threads. Only `nblstm.kernels.team` needs it."""
-    return functools.partial(_entry, signature, {"parallel": True})
-
-
-def _entry(signature: tuple[Any, ...], options: dict[str, bool], python_function: Callable[..., Any]) -> Any:
-    dispatcher = numba.njit(nogil=True, **options, **_OPTIONS)(python_function)
+def _entry(signature: tuple[Any, ...], python_function: Callable[..., Any]) -> Any:
+    dispatcher = numba.njit(nogil=True, **_OPTIONS)(python_function)
     _DispatcherKernel(dispatcher, lambda number: [signature], ())
     return dispatcher
 
@@ -354,8 +348,7 @@ def typed_entry(signatures: Callable[[Any], Signatures]) -> Callable[[Callable[.
 class Worker(Kernel):
     """A compiled function that other compiled code calls by its address: ``void (int64, int64, int64)``.
 
-    A call by address keeps the parallel function that calls it small: it compiles in 0.1 s where a call by name takes
-    1.3 s, and one parallel function serves every worker. The name ends with the dtype that it is for.
+    So one function of the team serves every worker. The name ends with the dtype that it is for.
     """
 
     def __init__(self, python_function: Callable[..., Any]) -> None:

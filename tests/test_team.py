@@ -1,0 +1,215 @@
+"""The team: every step of every slice once and in order, however many call, help, sleep, come late or do not come."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import cfunc, types
+from processes import run as run_in_process
+
+import nblstm
+from nblstm import threads
+from nblstm.kernels import team
+from nblstm.kernels.atomics import atomic_load, atomic_store
+from nblstm.kernels.simd import array_at
+
+_SIGNATURE = types.void(types.int64, types.int64, types.int64)
+# A job: how many slices, how long a step takes, what went wrong, then for each slice the steps that were done. A step
+# of a slice that runs twice, or before the step before it is done everywhere, counts as wrong.
+_SLICES, _LENGTH, _WRONG, _LOG = 0, 1, 2, 3
+# Another: two slices that wait for each other, for a while.
+_PATIENCE = 200_000_000
+
+
+@cfunc(_SIGNATURE)
+def log_step(job: Any, piece: Any, step: Any) -> None:
+    words = array_at(job, 4096, np.int64(0))
+    number = 1.0
+    for _ in range(words[_LENGTH]):
+        number = number * 0.999 + 0.5
+    for other in range(words[_SLICES]):
+        if words[_LOG + other] < step:
+            words[_WRONG] += 1
+    if words[_LOG + piece] != step or number == 0.0:
+        words[_WRONG] += 1
+    words[_LOG + piece] = step + 1
+
+
+@cfunc(_SIGNATURE)
+def meet(job: Any, piece: Any, step: Any) -> None:
+    words = array_at(job, 4, np.int64(0))
+    atomic_store(job, piece, 1)
+    for _ in range(_PATIENCE):
+        if atomic_load(job, 1 - piece) == 1:
+            words[2 + piece] = 1
+            return
+
+
+class Call(NamedTuple):
+    slices: int
+    steps: int
+    members: int
+    length: int
+    pause: float
+
+    def goes_right(self) -> bool:
+        time.sleep(self.pause)
+        job = np.zeros(_LOG + self.slices, np.int64)
+        job[: _WRONG + 1] = self.slices, self.length, 0
+        team.run(log_step.address, job.ctypes.data, self.slices, self.steps, self.members)
+        return job[_WRONG] == 0 and bool((job[_LOG:] == self.steps).all())
+
+
+calls = st.builds(
+    Call,
+    slices=st.integers(1, 9),
+    steps=st.integers(1, 60),
+    members=st.integers(2, 5),
+    length=st.sampled_from([0, 10, 1000]),
+    pause=st.sampled_from([0.0, 0.0, 0.0, 0.002]),
+)
+
+
+def they_meet() -> bool:
+    """Say whether two slices ran at the same time."""
+    job = np.zeros(4, np.int64)
+    team.run(meet.address, job.ctypes.data, 2, 1, 2)
+    return bool(job[2:].all())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(calls, min_size=1, max_size=12))
+def test_calls_one_after_the_other(several: list[Call]) -> None:
+    assert all(call.goes_right() for call in several)
+
+
+@pytest.mark.parametrize("callers", [2, 2 * team._STANDS])
+def test_calls_from_many_threads(callers: int) -> None:
+    """Also from more than there are stands: those run alone."""
+    random = np.random.default_rng(callers)
+    right: list[bool] = []
+
+    def work(seed: int) -> None:
+        mine = np.random.default_rng(seed)
+        for _ in range(60):
+            sizes = (int(mine.integers(1, high)) for high in (7, 30, 5))
+            right.append(Call(*sizes, int(mine.choice([0, 100])), float(mine.choice([0.0, 0.001]))).goes_right())
+
+    several = [threading.Thread(target=work, args=(int(random.integers(2**31)),)) for _ in range(callers)]
+    for thread in several:
+        thread.start()
+    for thread in several:
+        thread.join()
+    assert len(right) == 60 * callers and all(right)
+
+
+def test_more_slices_than_a_board_has() -> None:
+    assert Call(team._MOST_SLICES + 1, 2, 2, 0, 0.0).goes_right()
+
+
+def test_a_helper_helps_awake_and_asleep() -> None:
+    assert they_meet()
+    assert they_meet()
+    state = team._FIRST_HELPER + team._STATE
+    ends = time.monotonic() + 30
+    while team._helpers.memory[state] != team._ASLEEP:
+        assert time.monotonic() < ends
+        time.sleep(0.001)
+    assert they_meet()
+
+
+def test_a_team_that_gets_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(team, "_helpers", team._Helpers())
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert Call(3, 5, 3, 10, 0.0).goes_right()
+    assert len(team._helpers) == 0
+
+
+def test_brief_calls_wake_nobody_until_they_come_in_a_row() -> None:
+    time.sleep(0.01)
+    found = [team.calls_in_a_row() for _ in range(team._A_ROW + 1)]
+    assert found == [False] * team._A_ROW + [True]
+    time.sleep(0.01)
+    assert not team.calls_in_a_row()
+
+
+def test_a_brief_call_takes_one_thread_and_a_row_of_them_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_available", lambda: 2)
+    members: list[int] = []
+    run = team.run
+    monkeypatch.setattr(team, "run", lambda *arguments: members.append(arguments[-1]) or run(*arguments))
+    lstm, x = nblstm.LSTM(64, 96, seed=0), np.ones((6, 8, 64), np.float32)
+    with nblstm.num_threads(2):
+        lstm(x)
+        for in_a_row in (False, True):
+            monkeypatch.setattr(team, "calls_in_a_row", lambda answer=in_a_row: answer)
+            lstm(x)
+    assert members[1:] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", ["", "time.sleep(0.05)"], ids=["awake", "asleep"])
+def test_a_program_ends_with_its_helpers(wait: str, expected: str) -> None:
+    body = f"""
+import atexit, time
+atexit.register(lambda: print(call()))  # runs after the helpers have gone
+nblstm.set_num_threads(3)
+print(call())
+{wait}
+"""
+    assert run_in_process(body, NUMBA_NUM_THREADS="3") == [expected] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_has_a_team_of_its_own_if_it_asks(expected: str) -> None:
+    body = """
+from nblstm.kernels import team
+nblstm.set_num_threads(2)
+call()
+child = os.fork()
+if child == 0:
+    print(nblstm.get_num_threads(), call(), len(team._helpers))
+    nblstm.set_num_threads(2)
+    print(call(), len(team._helpers), flush=True)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+print(status, len(team._helpers))
+"""
+    assert run_in_process(body, NUMBA_NUM_THREADS="2") == ["1", expected, "0", expected, "1", "0", "1"]
+
+
+class TestQuota:
+    def test_of_a_group_and_of_those_around_it(self, tmp_path: Path) -> None:
+        inner = tmp_path / "pod" / "container"
+        inner.mkdir(parents=True)
+        (tmp_path / "pod" / "cpu.max").write_text("150000 100000\n", encoding="ascii")
+        (inner / "cpu.max").write_text("max 100000\n", encoding="ascii")
+        assert min(threads._quotas(tmp_path, "/pod/container", "cpu.max")) == 1.5
+
+    def test_in_two_files(self, tmp_path: Path) -> None:
+        files = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+        for name, text in zip(files, ("-1", "100000"), strict=True):
+            (tmp_path / name).write_text(text, encoding="ascii")
+        assert min(threads._quotas(tmp_path, "/", *files)) == math.inf
+        (tmp_path / files[0]).write_text("50000", encoding="ascii")
+        assert min(threads._quotas(tmp_path, "/a/path/of/the/host", *files)) == 0.5
+
+    def test_none_is_no_limit(self, tmp_path: Path) -> None:
+        assert min(threads._quotas(tmp_path, "/", "cpu.max")) == math.inf
+
+    def test_a_part_of_a_core_is_a_thread(self) -> None:
+        body = "import importlib; importlib.reload(threads)._quota = lambda: 0.5; print(threads._available())"
+        assert run_in_process(body) == ["1"]
