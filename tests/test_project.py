@@ -135,10 +135,13 @@ def test_files_are_short() -> None:
 
 
 def test_importing_it_is_light() -> None:
-    script = "import sys, nblstm; print(*{name.partition('.')[0] for name in sys.modules})"
+    script = "import sys, nblstm; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
-    assert "nblstm" in loaded and "numba" in loaded
-    assert not {"torch", "matplotlib", "scipy", "safetensors", "onnxruntime", "openvino"} & set(loaded)
+    packages = {name.partition(".")[0] for name in loaded}
+    assert {"nblstm", "numba"} <= packages
+    assert not {"torch", "matplotlib", "scipy", "safetensors", "onnxruntime", "openvino"} & packages
+    # A fifth of a second, which the first compilation pays, or the first kernel from the cache.
+    assert "numba.np.arrayobj" not in loaded
 
 
 @pytest.mark.parametrize("name", nblstm.__all__)

@@ -63,7 +63,9 @@ def block_of(rows: int, steps: int, weight_bytes: int) -> int:
     if rows >= _ROWS_TO_FUSE and fits:
         return 1
     rows_at_once = _ROWS_OF_A_BLOCK if fits else _ROWS_OF_A_BLOCK_FROM_MEMORY
-    return max(1, min(steps, rows_at_once // max(rows, 1)))
+    # Blocks of nearly the same length: a last one of a few steps would read all of W_ih for these.
+    blocks = max(1, round(steps * rows / rows_at_once))
+    return -(-steps // blocks)
 
 
 def choose(weights: DirectionWeights, directions: int, steps: int, rows: int, mean_rows: int, threads: int) -> Plan:

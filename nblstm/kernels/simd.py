@@ -17,7 +17,6 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
-from numba.np.arrayobj import make_array, populate_array
 
 from nblstm.kernels.policy import HAS_FMA, LINE, lanes
 
@@ -37,6 +36,12 @@ class Vector(types.Type):  # type: ignore[misc]
 class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, dmm: Any, vector: Vector) -> None:
         super().__init__(dmm, vector, llvm_vector(vector.dtype))
+
+
+def data_of(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value) -> ir.Value:
+    """Return the pointer to an array's first element."""
+    # Not by numba.np.arrayobj: to import that takes a fifth of a second, which is the first compilation's to pay.
+    return cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
 
 
 def llvm_element(dtype: types.Float) -> ir.Type:
@@ -249,7 +254,7 @@ def power_of_two(typing_context: Any, shifted: Any) -> Any:
 
 
 def _element_pointer(context: Any, builder: ir.IRBuilder, array_type: Any, array: Any, index: Any) -> ir.Value:
-    data = make_array(array_type)(context, builder, array).data
+    data = data_of(context, builder, array_type, array)
     return builder.gep(data, [index])
 
 
@@ -359,16 +364,10 @@ def array_at(typing_context: Any, address: Any, length: Any, like: Any) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         address, length, _ = args
         itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(element)))
-        array = make_array(array_type)(context, builder)
-        pointer = builder.inttoptr(address, context.get_data_type(element).as_pointer())
-        populate_array(
-            array,
-            data=pointer,
-            shape=cgutils.pack_array(builder, [length]),
-            strides=cgutils.pack_array(builder, [itemsize]),
-            itemsize=itemsize,
-            meminfo=None,
-        )
+        array = cgutils.create_struct_proxy(array_type)(context, builder)  # no owner: all zeros
+        array.data = builder.inttoptr(address, context.get_data_type(element).as_pointer())
+        array.shape, array.strides = (cgutils.pack_array(builder, [number]) for number in (length, itemsize))
+        array.nitems, array.itemsize = length, itemsize
         return array._getvalue()
 
     return array_type(types.int64, types.int64, like), codegen

@@ -46,10 +46,9 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
 from nblstm.kernels.policy import HAS_FMA, LINE, VECTOR_REGISTERS, function
-from nblstm.kernels.simd import I64, llvm_element, llvm_fma, llvm_prefetch, llvm_vector, splat
+from nblstm.kernels.simd import I64, data_of, llvm_element, llvm_fma, llvm_prefetch, llvm_vector, splat
 
 ROWS = 6
 PANEL_VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
@@ -289,7 +288,7 @@ def multiply_tile(
         c, c_start, c_panel, c_row, d, d_start, d_panel, d_row = addend_and_output
 
         def at(array_type: Any, array: ir.Value, start: ir.Value) -> ir.Value:
-            return builder.gep(make_array(array_type)(context, builder, array).data, [start])
+            return builder.gep(data_of(context, builder, array_type, array), [start])
 
         operands = [terms, chain, at(sig.args[4], a, a_start), a_row, at(sig.args[7], b, b_start), b_panel]
         operands += [at(sig.args[7], b, ahead), at(sig.args[11], c, c_start), c_panel, c_row]
