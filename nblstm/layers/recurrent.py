@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -100,6 +101,14 @@ class RecurrentLayer(Layer):
     def _cell(self) -> Cell:
         """The cell of this layer."""
         return self._CELL
+
+    def _home_on(self, argument: str, device: str) -> Any:
+        # By its name: it stands a floor above, and programs on the CPU start without it.
+        return None if device == "cpu" else importlib.import_module("nblstm.cuda.home").home(argument, device)
+
+    def _check_on_cpu(self, what: str) -> None:
+        if self._home is not None:
+            raise ValueError(message(what, "a layer on the CPU", f"one on {self.device}", hint='Call .to("cpu") first'))
 
     @property
     def _directions(self) -> int:
@@ -198,6 +207,9 @@ class RecurrentLayer(Layer):
         self, x: Any, hx: Any, lengths: Any, out: Array | None, dropout_call: int | None
     ) -> tuple[Any, tuple[Array, ...]]:
         """Return the output and the last states of a call."""
+        if self._home is not None:
+            output, states = self._home.run(self, x, hx, lengths, out, dropout_call)
+            return output, states
         weights = self._weights
         call = self._prepare(weights.dtype, x, hx, lengths, out)
         dropout = self._dropout_of_call(dropout_call)
