@@ -13,7 +13,7 @@ from nblstm.cuda import plan as planning
 from nblstm.cuda.device import SIMULATED, DeviceArray, Kernel, empty, limits, strided, upload
 from nblstm.cuda.dropout import drop_units
 from nblstm.cuda.plan import Plan, Products
-from nblstm.cuda.products import CHAIN, LARGE, SMALL, Tile, assign, product, spread
+from nblstm.cuda.products import LARGE, SMALL, Tile, assign, product, spread
 from nblstm.cuda.recurrence import recurrence
 from nblstm.cuda.slices import THREADS
 from nblstm.engine.run import Dropout, SequenceLayout
@@ -22,7 +22,7 @@ from nblstm.kernels.dropout import mix
 
 # Bytes of the gates' sums over the input that lie in memory at once.
 _BYTES_AT_ONCE = 1 << 28
-_FLAT_THREADS = 8 if SIMULATED else 128
+FLAT_THREADS = 8 if SIMULATED else 128
 
 
 class Place(NamedTuple):
@@ -317,8 +317,8 @@ def copy(target: DeviceArray, source: DeviceArray, place: Place) -> None:
 def launch_flat(kernel: Kernel, place: Place, count: int, *arguments: Any) -> None:
     """Launch a kernel with a thread for each of `count` elements, if there are any."""
     if count:
-        blocks = -(-count // _FLAT_THREADS)
-        kernel.launch(place.index, blocks, _FLAT_THREADS, place.stream, 0, *arguments)
+        blocks = -(-count // FLAT_THREADS)
+        kernel.launch(place.index, blocks, FLAT_THREADS, place.stream, 0, *arguments)
 
 
 def part(array: DeviceArray, first: int, count: int) -> DeviceArray:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from nblstm.arrays import Array
 from nblstm.cuda import device
+from nblstm.cuda.backward import BackWeights, Tape, pack_back, run_backward
 from nblstm.cuda.device import DeviceArray, as_device_array, empty, on_device, strided, upload
 from nblstm.cuda.engine import LayerWeights, Place, copy, fill, pack_layer, run_layers
 from nblstm.engine.run import SequenceLayout
 from nblstm.errors import message
 from nblstm.layers.call import SequenceCall
+from nblstm.layers.gradients import Backward, Gradients
 from nblstm.sequences import PackedSequence
 
 if TYPE_CHECKING:
@@ -103,6 +105,24 @@ class Home:
             run_layers(packed, call.x, call.layout, call.states, call.y, dropout, place)
             return call.finish()
 
+    def vjp(
+        self, layer: RecurrentLayer, x: Any, hx: Any, lengths: Any, input: bool, dropout_call: int | None
+    ) -> tuple[Any, tuple[DeviceArray, ...], DeviceBackward]:
+        """Return the output and the last states of a call, and the way back through it."""
+        name = type(layer).__name__
+        device.check_device(f"{name} device", str(self))
+        weights = layer._weights
+        with device.selected(self.index):
+            place = Place(self.index, device.current_stream())
+            call = self._prepare(layer, weights.dtype, x, hx, lengths, None, place)
+            dropout = layer._dropout_of_call(dropout_call)
+            packed, back = weights.packed(_Pack(layer, place)), weights.packed(_Pack(layer, place, back=True))
+            records = run_layers(packed, call.x, call.layout, call.states, call.y, dropout, place, keeps=True)
+            tape = Tape(packed, back, call.layout, records, dropout)
+            backward = DeviceBackward(name, call, tape, weights.parameters, layer._suffixes(), input, place)
+            output, states = call.finish()
+            return output, states, backward
+
     def _prepare(
         self, layer: RecurrentLayer, dtype: Any, x: Any, hx: Any, lengths: Any, out: Any, place: Place
     ) -> DeviceCall:
@@ -132,22 +152,100 @@ class Home:
 
 
 class _Pack:
-    """What `Weights.packed` calls once for each version of the weights and device."""
+    """What `Weights.packed` calls once for each version of the weights and device, and once more for the way back."""
 
-    def __init__(self, layer: RecurrentLayer, place: Place) -> None:
-        self._layer, self._place = layer, place
-        self.__name__ = f"cuda:{place.index}"
+    def __init__(self, layer: RecurrentLayer, place: Place, back: bool = False) -> None:
+        self._layer, self._place, self._back = layer, place, back
+        self.__name__ = f"cuda:{place.index}{' back' if back else ''}"
 
-    def __call__(self, parameters: Mapping[str, Array]) -> list[LayerWeights]:
+    def __call__(self, parameters: Mapping[str, Array]) -> list[LayerWeights] | list[BackWeights]:
         kinds = "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"
-        packed = [
-            pack_layer(
-                self._layer._cell, [[parameters.get(kind + s) for kind in kinds] for s in suffixes], self._place
-            )
+        layers = [
+            [[parameters.get(kind + suffix) for kind in kinds] for suffix in suffixes]
             for suffixes in self._layer._suffixes()
         ]
+        packed: Any
+        if self._back:
+            packed = [pack_back(layer, self._place) for layer in layers]
+        else:
+            packed = [pack_layer(self._layer._cell, layer, self._place) for layer in layers]
         device.synchronize(self._place.stream)  # other calls read them on other streams
         return packed
+
+
+class DeviceBackward:
+    """The way back through one call on a device: ``gradients = backward(d_output, d_state)``, as `Backward` is called.
+
+    Its gradients are arrays in the memory of the device. It may be called any number of times, from any thread. It
+    reads the input once more: do not change that in between.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        call: DeviceCall,
+        tape: Tape,
+        parameters: Mapping[str, Array],
+        suffixes: list[list[str]],
+        input: bool,
+        place: Place,
+    ) -> None:
+        self._call, self._tape, self._parameters, self._input, self._place = call, tape, parameters, input, place
+        stands = [np.broadcast_to(np.zeros((), state.dtype), tuple(state.shape)) for state in call.states]
+        # The CPU's, for its checks of what comes and its names of what goes.
+        self._host = Backward(name, call.checked, None, stands, parameters, suffixes, input)
+        self._name = name
+
+    def __call__(self, d_output: Any = None, d_state: Any = None) -> Gradients:
+        """Return the gradients of a scalar; arguments and errors are those of `nblstm.layers.gradients.Backward`."""
+        with device.selected(self._place.index):
+            place = Place(self._place.index, device.current_stream())
+            dy, d_states = self._given(d_output, d_state, place)
+            checked = self._call.checked
+            if checked.layout.batch == 0:
+                named = {name: _zeros_like(array, place) for name, array in self._parameters.items()}
+                dx = empty(tuple(self._call.x.shape), self._call.x.dtype, place.stream) if self._input else None
+            else:
+                found, dx = run_backward(self._tape, dy, d_states, self._input, place)
+                named = self._host._named(found)
+            states = [shaped_state(checked, state) for state in d_states]
+            hx = (states[0], states[1]) if len(states) > 1 else states[0]
+            return Gradients(None if dx is None else _shaped(checked, dx), hx, named)
+
+    def _given(self, d_output: Any, d_state: Any, place: Place) -> tuple[DeviceArray | None, list[DeviceArray]]:
+        """Check the gradients that a call is given; bring them to the device, the states in fresh arrays."""
+        checked, name = self._call.checked, f"{self._name} backward"
+        packed = d_output is not None and not isinstance(d_output, np.ndarray) and hasattr(d_output, "batch_sizes")
+        data = d_output.data if packed else d_output
+        stand = Stand.of("", data)
+        pair = isinstance(d_state, (tuple, list))
+        values = list(d_state) if pair else [d_state]
+        stands = [Stand.of("", value) for value in values]
+        self._host._checked(_packed_on_host(d_output, stand) if packed else stand, tuple(stands) if pair else stands[0])
+        dy = None if data is None else steps_first(checked, moved(f"{name} d_output", data, place))
+        d_states = []
+        for number, state in enumerate(self._call.states):
+            fresh = empty(tuple(state.shape), state.dtype, place.stream)
+            if d_state is None:
+                fill(fresh, place)
+            else:
+                copy(fresh, _with_rows(checked, moved(f"{name} d_state", values[number], place)), place)
+            d_states.append(fresh)
+        return dy, d_states
+
+
+def _shaped(call: SequenceCall, dx: DeviceArray) -> Any:
+    """Return a gradient (T, B, I), or (1, N, I), in the form of the input."""
+    (_, rows, size), (step, row, item) = dx.shape, dx.strides
+    if isinstance(call.output, PackedSequence):
+        return call.output._replace(data=strided(dx, (rows, size), (row, item)))
+    if not call.batched:
+        return strided(dx, (dx.shape[0], size), (step, item))
+    return dx if not call.batch_first else strided(dx, (rows, dx.shape[0], size), (row, step, item))
+
+
+def _zeros_like(array: Array, place: Place) -> DeviceArray:
+    return upload(np.zeros(array.shape, array.dtype), place.stream)
 
 
 def moved(argument: str, value: Any, place: Place) -> DeviceArray:

@@ -37,11 +37,12 @@ def product(dtype: np.dtype[Any], tile: Tile, over_rows: bool) -> Kernel:
     False:  c[p, n] = bias[n] + sum over k of a[p, k] b[k, n]
     True:   c[m, n] = sum over p of a[p, m] b[p, n]
     """  # noqa: D400, D415
-    number, zero = numba.from_dtype(dtype), dtype.type(0)
+    number, zero, index = numba.from_dtype(dtype), dtype.type(0), np.uint64
     side, m_each, n_each, depth = tile
     m_size, n_size, threads = side * m_each, side * n_each, side * side
     m_loads, n_loads = m_size * depth // threads, n_size * depth // threads
     padded, place_count = m_size + 1, max(m_size, depth)
+    a_size, b_size = depth * padded, depth * n_size
 
     def run(a, b, bias, c, positions, rows, a_from, c_from, adds):  # type: ignore[no-untyped-def]
         """Make a tile of c for each block of the grid.
@@ -56,8 +57,8 @@ def product(dtype: np.dtype[Any], tile: Tile, over_rows: bool) -> Kernel:
         c_from     and for c
         adds       c is added to, not set
         """
-        a_tile = cuda.shared.array((depth, padded), number)
-        b_tile = cuda.shared.array((depth, n_size), number)
+        a_tile = cuda.shared.array(a_size, number)
+        b_tile = cuda.shared.array(b_size, number)
         places = cuda.shared.array(place_count, numba.int64)
         sums = cuda.local.array((m_each, n_each), number)
         totals = cuda.local.array((m_each, n_each), number)
@@ -96,7 +97,7 @@ def product(dtype: np.dtype[Any], tile: Tile, over_rows: bool) -> Kernel:
                     if first + k < last_term and first_m + m < lines:
                         p = places[k]
                         value = a[p // a.shape[1], p % a.shape[1], first_m + m]
-                    a_tile[k, m] = value
+                    a_tile[k * padded + m] = value
             else:
                 for i in range(m_loads):
                     at = thread + i * threads
@@ -105,7 +106,7 @@ def product(dtype: np.dtype[Any], tile: Tile, over_rows: bool) -> Kernel:
                     if first + k < last_term and first_m + m < lines:
                         p = places[m]
                         value = a[p // a.shape[1], p % a.shape[1], first + k]
-                    a_tile[k, m] = value
+                    a_tile[k * padded + m] = value
             for i in range(n_loads):
                 at = thread + i * threads
                 k, n = at // n_size, at % n_size
@@ -116,13 +117,14 @@ def product(dtype: np.dtype[Any], tile: Tile, over_rows: bool) -> Kernel:
                         value = b[p // b.shape[1], p % b.shape[1], first_n + n]
                     else:
                         value = b[0, first + k, first_n + n]
-                b_tile[k, n] = value
+                b_tile[k * n_size + n] = value
             cuda.syncthreads()
+            from_a, from_b = index(down), index(across)  # unsigned, as in nblstm.cuda.slices
             for k in range(depth):
                 for i in range(m_each):
-                    values[i] = a_tile[k, down + i * side]
+                    values[i] = a_tile[from_a + index(k * padded + i * side)]
                 for j in range(n_each):
-                    weight = b_tile[k, across + j * side]
+                    weight = b_tile[from_b + index(k * n_size + j * side)]
                     for i in range(m_each):
                         sums[i, j] = cuda.fma(values[i], weight, sums[i, j])
             if (first - first_term + depth) % CHAIN == 0:
@@ -143,8 +145,8 @@ def product(dtype: np.dtype[Any], tile: Tile, over_rows: bool) -> Kernel:
                         value = totals[i, j] + sums[i, j]
                         c[z, row, n] = c[z, row, n] + value if adds else value
 
-    index, any_3d = numba.int64, number[:, :, :]
-    signature = numba.void(any_3d, any_3d, number[::1], any_3d, index[::1], index, index, index, numba.boolean)
+    i64, any_3d = numba.int64, number[:, :, :]
+    signature = numba.void(any_3d, any_3d, number[::1], any_3d, i64[::1], i64, i64, i64, numba.boolean)
     return Kernel(run, signature)
 
 

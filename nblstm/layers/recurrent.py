@@ -220,6 +220,9 @@ class RecurrentLayer(Layer):
     ) -> tuple[Any, tuple[Array, ...], Backward]:
         """Return the output and the last states of a call, and the way back through it."""
         input = checks.check_flag(f"{type(self).__name__}.vjp", "input", input)
+        if self._home is not None:
+            output, states, way_back = self._home.vjp(self, x, hx, lengths, input, dropout_call)
+            return output, states, way_back
         weights = self._weights
         call = self._prepare(weights.dtype, x, hx, lengths, None)
         packed, back = weights.packed(self._pack), weights.packed(self._pack_backward)
@@ -249,6 +252,7 @@ class RecurrentLayer(Layer):
             A `batch_size` that is no whole number, or states that are no arrays.
         """
         name = type(self).__name__
+        self._check_on_cpu(f"{name} stream")
         self._check_one_direction(f"{name} stream")
         rows = checks.check_size(f"{name} stream", "batch_size", batch_size)
         weights = self._weights
