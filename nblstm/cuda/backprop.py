@@ -28,7 +28,7 @@ def backprop(cell: Cell, dtype: np.dtype[Any], rows: int, persistent: bool, proj
     load_weights, multiply, total = block_product(dtype, rows, persistent)
 
     @functools.partial(cuda.jit, device=True)
-    def back(  # type: ignore[no-untyped-def]
+    def back(
         values, found, kept, before, dh_total, dh, dc, slopes, slopes_h, exchange_after, d, unit, r, position, state_row
     ):
         """Take one unit of one row back from the gradient of its h."""
@@ -49,7 +49,7 @@ def backprop(cell: Cell, dtype: np.dtype[Any], rows: int, persistent: bool, proj
             exchange_after[g * units + unit, r] = slope
         return direct
 
-    def run(  # type: ignore[no-untyped-def]
+    def run(
         kept, before, dy, has_dy, slopes, slopes_h, dh, dc, recurrent, projection, exchange, middle, projected,
         starts, sizes, x_rows, state_rows, first_direction, steps, begin, end, stage, place, place_p,
     ):  # fmt: skip

@@ -31,6 +31,7 @@ from nblstm.cuda.engine import (
 )
 from nblstm.cuda.plan import Products
 from nblstm.cuda.products import CHAIN, SMALL, add_up, column_sums, product
+from nblstm.engine.backward import DirectionGradients
 from nblstm.engine.run import Dropout, SequenceLayout
 
 
@@ -40,16 +41,6 @@ class BackWeights(NamedTuple):
     input: DeviceArray  # (D, G*H, I)
     recurrent: DeviceArray  # (D, G*H, P)
     projection: DeviceArray  # (D, P, H); (D, 0, 0) without one
-
-
-class Gradients(NamedTuple):
-    """Gradients of the parameters of one layer and direction, each shaped like its parameter."""
-
-    w_ih: DeviceArray
-    w_hh: DeviceArray
-    b_ih: DeviceArray
-    b_hh: DeviceArray
-    w_hr: DeviceArray | None
 
 
 class Tape(NamedTuple):
@@ -72,7 +63,7 @@ def pack_back(directions: Sequence[Sequence[Array | None]], place: Place) -> Bac
 
 def run_backward(
     tape: Tape, dy: DeviceArray | None, d_states: Sequence[DeviceArray], wants_input: bool, place: Place
-) -> tuple[list[list[Gradients]], DeviceArray | None]:
+) -> tuple[list[list[DirectionGradients]], DeviceArray | None]:
     """Return the gradients of all parameters, by layer and direction, and that of x, contiguous, if it is wanted.
 
     dy        in     gradient of the output, (T, B, D*P) or (1, N, D*P), any strides; None: zeros
@@ -81,7 +72,7 @@ def run_backward(
     layout, dropout = tape.layout, tape.dropout
     tables = Tables.of(layout, place)
     positions = _valid_positions(layout, place)
-    found: list[list[Gradients]] = []
+    found: list[list[DirectionGradients]] = []
     dx = None
     for number in reversed(range(len(tape.weights))):
         record, directions = tape.records[number], int(tape.weights[number].input.shape[0])
@@ -119,9 +110,9 @@ def _layer_gradients(
     d_states: list[DeviceArray],
     dx: DeviceArray | None,
     place: Place,
-) -> list[Gradients]:
+) -> list[DirectionGradients]:
     """Take one layer back; `dx` is to be filled, the other arguments are those of `run_backward`."""
-    cell, dtype, (index, stream) = layer.cell, layer.input.dtype, place
+    cell, dtype, stream = layer.cell, layer.input.dtype, place.stream
     directions, batch, outputs = (int(size) for size in d_states[0].shape)
     units, count, columns = layer.units, positions_of(record.source), cell.gates * layer.units
     slopes = empty((count, directions, columns), dtype, stream)
@@ -149,7 +140,7 @@ def _layer_gradients(
         if layer.projects:
             m = _slot(record.kept, d, int(record.kept.shape[2]) - 1)
             w_hr = _sum_of_products(_of_direction(projected, d), m, positions, rows, place)
-        found.append(Gradients(w_ih, w_hh, b_ih, b_hh, w_hr))
+        found.append(DirectionGradients(w_ih, w_hh, b_ih, b_hh, w_hr))
         if dx is not None:
             weights = part(back.input, d, 1)
             multiply_rows(own, weights, nothing(dtype), dx, rows, 0, 0, place, positions, adds=d > 0)
@@ -205,4 +196,3 @@ def _added_up(sums: DeviceArray, shape: tuple[int, ...], place: Place) -> Device
     parts = strided(sums, (int(sums.shape[0]), size), (size * sums.dtype.itemsize, sums.dtype.itemsize))
     launch_flat(add_up(sums.dtype), place, size, parts, flat(result))
     return result
-

@@ -35,11 +35,11 @@ def cell_functions(cell: cells.Cell, dtype: np.dtype[Any]) -> CellFunctions:
     number, zero, one = dtype.type, dtype.type(0), dtype.type(1)
     device = functools.partial(cuda.jit, device=True)
 
-    def sigmoid(x):  # type: ignore[no-untyped-def]
+    def sigmoid(x):
         e = number(math.exp(-abs(x)))
         return one / (one + e) if x >= zero else e / (one + e)
 
-    def lstm(x, item, sums, kept):  # type: ignore[no-untyped-def]
+    def lstm(x, item, sums, kept):
         i, f = sigmoid(x[item, 0] + sums[0]), sigmoid(x[item, 1] + sums[1])
         g, o = number(math.tanh(x[item, 2] + sums[2])), sigmoid(x[item, 3] + sums[3])
         before = x[item, 4]
@@ -47,7 +47,7 @@ def cell_functions(cell: cells.Cell, dtype: np.dtype[Any]) -> CellFunctions:
         kept[0], kept[1], kept[2], kept[3], kept[4] = i, f, g, o, before
         return o * number(math.tanh(c)), c
 
-    def back_lstm(kept, h, dh, dc, slopes):  # type: ignore[no-untyped-def]
+    def back_lstm(kept, h, dh, dc, slopes):
         i, f, g, o, before = kept[0], kept[1], kept[2], kept[3], kept[4]
         t = number(math.tanh(cuda.fma(f, before, i * g)))
         d = cuda.fma(dh * o, one - t * t, dc)
@@ -55,36 +55,36 @@ def cell_functions(cell: cells.Cell, dtype: np.dtype[Any]) -> CellFunctions:
         slopes[2], slopes[3] = d * i * (one - g * g), dh * t * (o * (one - o))
         return zero, d * f
 
-    def gru(x, item, sums, kept):  # type: ignore[no-untyped-def]
+    def gru(x, item, sums, kept):
         r, z = sigmoid(x[item, 0] + sums[0]), sigmoid(x[item, 1] + sums[1])
         n = number(math.tanh(cuda.fma(r, sums[2], x[item, 2])))
         kept[0], kept[1], kept[2], kept[3] = r, z, n, sums[2]
         h = cuda.fma(z, x[item, 3] - n, n)
         return h, h
 
-    def back_gru(kept, h, dh, dc, slopes):  # type: ignore[no-untyped-def]
+    def back_gru(kept, h, dh, dc, slopes):
         r, z, n, h_sum = kept[0], kept[1], kept[2], kept[3]
         d = dh * (one - z) * (one - n * n)
         slopes[0], slopes[1] = d * h_sum * (r * (one - r)), dh * (h - n) * (z * (one - z))
         slopes[2], slopes[3] = d, d * r
         return dh * z, zero
 
-    def rnn_tanh(x, item, sums, kept):  # type: ignore[no-untyped-def]
+    def rnn_tanh(x, item, sums, kept):
         h = number(math.tanh(x[item, 0] + sums[0]))
         kept[0] = h
         return h, h
 
-    def back_rnn_tanh(kept, h, dh, dc, slopes):  # type: ignore[no-untyped-def]
+    def back_rnn_tanh(kept, h, dh, dc, slopes):
         slopes[0] = dh * (one - kept[0] * kept[0])
         return zero, zero
 
-    def rnn_relu(x, item, sums, kept):  # type: ignore[no-untyped-def]
+    def rnn_relu(x, item, sums, kept):
         total = x[item, 0] + sums[0]
         h = zero if total < zero else total  # NaN stays
         kept[0] = h
         return h, h
 
-    def back_rnn_relu(kept, h, dh, dc, slopes):  # type: ignore[no-untyped-def]
+    def back_rnn_relu(kept, h, dh, dc, slopes):
         slopes[0] = dh if kept[0] > zero else zero
         return zero, zero
 

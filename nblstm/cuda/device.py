@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Iterator
@@ -19,15 +20,15 @@ from nblstm.arrays import Array
 from nblstm.errors import message
 
 # Numba's own numba.cuda, which numba-cuda takes the place of, is no longer kept up.
-if importlib.util.find_spec("numba_cuda") is None:
-    cuda: Any = None
-else:
-    from numba import cuda
+cuda: Any = None if importlib.util.find_spec("numba_cuda") is None else importlib.import_module("numba.cuda")
 
 # A NumPy array that the simulator takes for memory of a device has no address on one.
 SIMULATED = cuda is not None and "simulator" in cuda.jit.__module__
 
 INSTALL = 'pip install "nblstm[cuda]"'
+LIBRARIES = 'pip install "numba-cuda[cu13]"'
+
+_MOST_CONFIGURED = 1024  # launches of a kernel that are kept, and need not be configured anew
 
 DeviceArray = Any  # numba-cuda's, which has no types
 
@@ -56,7 +57,7 @@ def check_device(argument: str, device: str) -> int:
         raise RuntimeError(message(argument, "numba-cuda", "a machine without it", hint=f"Install it: {INSTALL}"))
     count, problem = _count()
     if count == 0:
-        hint = "It needs an NVIDIA GPU and its driver; the toolkit's libraries come with " + INSTALL
+        hint = f"It needs an NVIDIA GPU with its driver, and the libraries of CUDA: {LIBRARIES} brings these"
         raise RuntimeError(message(argument, "a CUDA device", f"none ({problem})", hint=hint))
     index = int(number) if colon else 0
     if index >= count:
@@ -120,12 +121,12 @@ def _as_stream(stream: Any) -> Any:
     return stream
 
 
-def _order_after(address: int | None, stream: Any) -> None:
-    """Let what comes on `stream` wait for what is under way on the stream of that address; None: nothing is."""
-    if address is None or SIMULATED:
+def _order_after(other: Any, stream: Any) -> None:
+    """Let what comes on `stream` wait for what is under way on another one, given as its address too; None: nothing."""
+    if other is None or SIMULATED:
         return
-    other = cuda.external_stream(address)
-    if int(other) != (int(stream) if stream else 0):
+    other = cuda.external_stream(other) if isinstance(other, int) else other
+    if int(other) != int(stream):
         event = cuda.event(timing=False)
         event.record(other)
         event.wait(stream)
@@ -139,7 +140,7 @@ def on_device(value: Any) -> bool:
 def as_device_array(argument: str, value: Any, stream: Any) -> DeviceArray:
     """Return an array with ``__cuda_array_interface__`` as Numba's, without a copy; work on `stream` waits for it."""
     if getattr(value, "__cuda_ndarray__", False):
-        _order_after(int(value.stream) if value.stream else None, stream)
+        _order_after(value.stream or None, stream)
         return value
     interface = value.__cuda_array_interface__
     if interface.get("mask") is not None:
@@ -190,6 +191,7 @@ class Kernel:
     def __init__(self, function: Any, signature: Any) -> None:
         self.function, self.signature = function, signature
         self._compiled: dict[int, Any] = {}
+        self._configured: dict[Any, Any] = {}
 
     def on(self, index: int) -> Any:
         """Return the kernel compiled for a device; it may have all the shared memory of a processor."""
@@ -210,9 +212,18 @@ class Kernel:
 
     def launch(self, index: int, grid: Any, block: Any, stream: Any, shared_bytes: int, *arguments: Any) -> None:
         """Start the kernel; it may be under way when this returns."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # small grids: a step of a small network has no more work
-            configured = self.on(index)[grid, block, stream, shared_bytes]
+        if SIMULATED:  # whose kernels are configured in place
+            self.on(index)[grid, block, stream, shared_bytes](*arguments)
+            return
+        key = index, grid, block, int(stream), shared_bytes
+        configured = self._configured.get(key)
+        if configured is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # small grids: a step of a small network has no more work
+                configured = self.on(index)[grid, block, stream, shared_bytes]
+            if len(self._configured) >= _MOST_CONFIGURED:
+                self._configured.clear()
+            self._configured[key] = configured
         configured(*arguments)
 
 
@@ -223,7 +234,9 @@ def _allow_shared_memory(kernel: Any, size: int) -> None:
     attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     (overload,) = kernel.overloads.values()
     function = overload._codelibrary.get_cufunc()
-    (status,) = driver.cuKernelSetAttribute(attribute, size - function.attrs.shared, function.handle, function.device.id)
+    (status,) = driver.cuKernelSetAttribute(
+        attribute, size - function.attrs.shared, function.handle, function.device.id
+    )
     if int(status):
         raise RuntimeError(f"cuKernelSetAttribute: {status}")
 

@@ -18,7 +18,7 @@ def drop_units(dtype: np.dtype[Any]) -> Kernel:
     number, zero = numba.from_dtype(dtype), dtype.type(0)
     mix, shift = cuda.jit(dropout.mix.py_func, device=True), np.uint64(32)
 
-    def run(y, starts, sizes, x_rows, state_rows, batch, base, threshold, scale):  # type: ignore[no-untyped-def]
+    def run(y, starts, sizes, x_rows, state_rows, batch, base, threshold, scale):
         """Scale the units that are kept, and set the others to zero; one block of threads for each step and row.
 
         y          inout  (N, F), and gradients of it alike

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,10 +23,12 @@ from nblstm.kernels.dropout import mix
 
 # Bytes of the gates' sums over the input that lie in memory at once.
 _BYTES_AT_ONCE = 1 << 28
-FLAT_THREADS = 8 if SIMULATED else 128
+# Of kernels that go over all elements: threads of a block, blocks of a processor.
+FLAT_THREADS, _FLAT_BLOCKS = (2, 1) if SIMULATED else (256, 8)
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where a call runs."""
 
     index: int
@@ -161,7 +164,7 @@ def _run_layer(
     keeps: bool,
 ) -> Record:
     """Run one layer in all its directions, some steps at a time."""
-    cell, dtype, (index, stream) = layer.cell, layer.input.dtype, place
+    cell, dtype, stream = layer.cell, layer.input.dtype, place.stream
     directions, batch, outputs = (int(size) for size in states[0].shape)
     units, count = layer.units, positions_of(y)
     h, c = states[0], states[-1]
@@ -315,9 +318,9 @@ def copy(target: DeviceArray, source: DeviceArray, place: Place) -> None:
 
 
 def launch_flat(kernel: Kernel, place: Place, count: int, *arguments: Any) -> None:
-    """Launch a kernel with a thread for each of `count` elements, if there are any."""
+    """Launch a kernel whose threads share `count` elements, if there are any."""
     if count:
-        blocks = -(-count // FLAT_THREADS)
+        blocks = min(-(-count // FLAT_THREADS), _FLAT_BLOCKS * limits(place.index).processors)
         kernel.launch(place.index, blocks, FLAT_THREADS, place.stream, 0, *arguments)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from nblstm.arrays import Array
 from nblstm.cuda import device
-from nblstm.cuda.backward import BackWeights, Tape, pack_back, run_backward
+from nblstm.cuda.backward import Tape, pack_back, run_backward
 from nblstm.cuda.device import DeviceArray, as_device_array, empty, on_device, strided, upload
-from nblstm.cuda.engine import LayerWeights, Place, copy, fill, pack_layer, run_layers
+from nblstm.cuda.engine import Place, copy, fill, pack_layer, run_layers
 from nblstm.engine.run import SequenceLayout
 from nblstm.errors import message
 from nblstm.layers.call import SequenceCall
@@ -158,13 +158,13 @@ class _Pack:
         self._layer, self._place, self._back = layer, place, back
         self.__name__ = f"cuda:{place.index}{' back' if back else ''}"
 
-    def __call__(self, parameters: Mapping[str, Array]) -> list[LayerWeights] | list[BackWeights]:
+    def __call__(self, parameters: Mapping[str, Array]) -> list[Any]:
         kinds = "weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"
         layers = [
             [[parameters.get(kind + suffix) for kind in kinds] for suffix in suffixes]
             for suffixes in self._layer._suffixes()
         ]
-        packed: Any
+        packed: list[Any]
         if self._back:
             packed = [pack_back(layer, self._place) for layer in layers]
         else:

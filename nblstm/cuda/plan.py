@@ -69,36 +69,42 @@ def _step_time(products: Products, batch: int, blocks: int) -> float:
 def _plan(
     products: Products, batch: int, directions: int, blocks: int, limits: Limits, persistent: bool
 ) -> Plan | None:
-    """Return the plan for so many blocks; None if what they own does not fit."""
-    rows = next((rows for rows in reversed(ROWS) if batch >= rows), ROWS[0])
+    """Return the plan for so many blocks, with the largest tiles for which there is room; None if there is none."""
     own = [-(-outputs // blocks) for outputs in products.outputs]
-    # Half a tile of columns would be zeros.
+    # With less, half a tile of columns would be zeros.
     own[0] = max(own[0], min(products.outputs[0], -(-COLUMNS // products.gates)))
-    blocks = max(-(-outputs // each) for outputs, each in zip(products.outputs, own, strict=True) if each)
-    gates = products.gates, 1
-    widths = [-(-each * count // COLUMNS) * COLUMNS for each, count in zip(own, gates, strict=True)]
-    row_tiles = min(-(-batch // rows), _ROW_BLOCK // rows)
-    while row_tiles > 1 and (
-        max(widths) // COLUMNS * row_tiles > THREADS or max(own) * row_tiles * rows > ITEMS * THREADS
-    ):
-        row_tiles -= 1
-    if max(widths) > THREADS or max(widths) // COLUMNS > THREADS or max(own) * rows * row_tiles > ITEMS * THREADS:
+    tried = (_places(products, batch, rows, own, limits, persistent) for rows in reversed(ROWS) if rows <= batch)
+    found = next((one for one in tried if one is not None), None)
+    if found is None:
         return None
-    slices = [THREADS // max(1, width // COLUMNS * row_tiles) for width in widths]
-    of_weights = [padded(width, COLUMNS) for width in widths]
-    of_source = padded(rows * row_tiles, rows)
-    room = limits.shared_bytes // products.itemsize
+    rows, places, size = found
+    count = max(-(-outputs // each) for outputs, each in zip(products.outputs, own, strict=True) if each)
+    return Plan(persistent, directions, count, rows, places, size * products.itemsize)
+
+
+def _places(
+    products: Products, batch: int, rows: int, own: list[int], limits: Limits, persistent: bool
+) -> tuple[int, tuple[Slice, Slice], int] | None:
+    """Return tiles' R, the slices of both products, and the elements of shared memory; None if they do not fit."""
+    gates, terms = (products.gates, 1), products.terms
+    widths = [-(-each * count // COLUMNS) * COLUMNS for each, count in zip(own, gates, strict=True)]
+    row_tiles = min(-(-batch // rows), min(_ROW_BLOCK, THREADS) // rows, THREADS // (max(widths) // COLUMNS))
+    row_tiles = min(row_tiles, ITEMS * THREADS // (max(own) * rows))
+    if row_tiles == 0:
+        return None
+    columns, of_source = [padded(width, COLUMNS) for width in widths], padded(rows * row_tiles, rows)
     sums = THREADS * padded(COLUMNS * rows, COLUMNS * rows)
-    resident = sum(size * terms for size, terms in zip(of_weights, products.terms, strict=True)) if persistent else 0
     # As much of the source at once as there is room for anyway; without weights that stay, a share of it.
     chunk = sums // of_source
-    while (held := resident if persistent else max(of_weights) * chunk) + max(sums, of_source * chunk) > room:
+    resident = columns[0] * terms[0] + columns[1] * terms[1]
+    while (held := resident if persistent else max(columns) * chunk) + sums > limits.shared_bytes // products.itemsize:
         if persistent or chunk == 1:
             return None
         chunk //= 2
-    starts = (0, of_weights[0] * products.terms[0]) if persistent else (0, 0)
-    chunks = [max(1, min(chunk // count * count or chunk, terms)) for count, terms in zip(slices, products.terms, strict=True)]
-    whole = zip(own, widths, slices, chunks, starts, strict=True)
-    places = tuple(Slice(each, width, rows * row_tiles, *rest, held) for each, width, *rest in whole)
-    size = (held + max(sums, of_source * max(chunks))) * products.itemsize
-    return Plan(persistent, directions, blocks, rows, (places[0], places[1]), size)
+    starts = (0, columns[0] * terms[0]) if persistent else (0, 0)
+    slices = [THREADS // max(1, width // COLUMNS * row_tiles) for width in widths]
+    chunks = [max(1, min(chunk // n * n or chunk, k)) for n, k in zip(slices, terms, strict=True)]
+    first, second = (
+        Slice(own[i], widths[i], rows * row_tiles, slices[i], chunks[i], starts[i], held) for i in range(2)
+    )
+    return rows, (first, second), held + sums

@@ -15,7 +15,7 @@ import numpy as np
 
 from nblstm.cuda.device import SIMULATED, Kernel, cuda
 
-CHAIN = 8 if SIMULATED else 256
+CHAIN = 16 if SIMULATED else 256
 
 
 class Tile(NamedTuple):
@@ -27,16 +27,18 @@ class Tile(NamedTuple):
     terms: int
 
 
-SMALL, LARGE = (Tile(4, 1, 1, 4), Tile(4, 2, 1, 4)) if SIMULATED else (Tile(16, 4, 4, 16), Tile(16, 8, 4, 16))
+SMALL, LARGE = (Tile(2, 4, 4, 8), Tile(2, 8, 4, 8)) if SIMULATED else (Tile(16, 4, 4, 16), Tile(16, 8, 4, 16))
 
 
 @functools.cache
 def product(dtype: np.dtype[Any], tile: Tile, over_rows: bool) -> Kernel:
-    """Return the kernel for a dtype and a tile. `over_rows` says which of two products it is, over positions p:
+    """Return the kernel for a dtype and a tile.
 
-    False:  c[p, n] = bias[n] + sum over k of a[p, k] b[k, n]
-    True:   c[m, n] = sum over p of a[p, m] b[p, n]
-    """  # noqa: D400, D415
+    `over_rows` says which of two products over positions p it is::
+
+        False:  c[p, n] = bias[n] + sum over k of a[p, k] b[k, n]
+        True:   c[m, n] = sum over p of a[p, m] b[p, n]
+    """
     number, zero, index = numba.from_dtype(dtype), dtype.type(0), np.uint64
     side, m_each, n_each, depth = tile
     m_size, n_size, threads = side * m_each, side * n_each, side * side
@@ -44,10 +46,11 @@ def product(dtype: np.dtype[Any], tile: Tile, over_rows: bool) -> Kernel:
     padded, place_count = m_size + 1, max(m_size, depth)
     a_size, b_size = depth * padded, depth * n_size
 
-    def run(a, b, bias, c, positions, rows, a_from, c_from, adds):  # type: ignore[no-untyped-def]
+    def run(a, b, bias, c, positions, rows, a_from, c_from, adds):
         """Make a tile of c for each block of the grid.
 
-        a          in   (steps, rows, K) or, over rows, (steps, rows, M); any strides. Position p is [p // rows, p % rows]
+        a          in   (steps, rows, K) or, over rows, (steps, rows, M); any strides; position p is
+                        [p // rows, p % rows]
         b          in   (1, K, N), or, over rows, (steps, rows, N); any strides
         bias       in   (N,); empty: zeros
         c          out  (steps, rows, N); over rows (Z, M, N), partial sums over the blocks along z
@@ -86,9 +89,9 @@ def product(dtype: np.dtype[Any], tile: Tile, over_rows: bool) -> Kernel:
         for first in range(first_term, last_term, depth):
             cuda.syncthreads()
             if over_rows:
-                if thread < depth and first + thread < last_term:
-                    p = first + thread
-                    places[thread] = a_from + (positions[p] if positions.size > 0 else p)
+                for k in range(thread, min(depth, last_term - first), threads):
+                    p = first + k
+                    places[k] = a_from + (positions[p] if positions.size > 0 else p)
                 cuda.syncthreads()
                 for i in range(m_loads):  # neighbours of a row by neighbouring threads
                     at = thread + i * threads
@@ -155,8 +158,8 @@ def column_sums(dtype: np.dtype[Any]) -> Kernel:
     """Return the kernel that sums columns over positions: b's gradient."""
     number, zero = numba.from_dtype(dtype), dtype.type(0)
 
-    def run(a, c, positions, rows):  # type: ignore[no-untyped-def]
-        """Sum a (1, N, M), contiguous in its last axis, over the positions: c (Z, 1, M) partial sums by blocks along y."""
+    def run(a, c, positions, rows):
+        """Sum a (1, N, M), any strides, over the positions: c (Z, 1, M), partial sums by the blocks along y."""
         m = cuda.grid(1)
         chains = (rows + CHAIN - 1) // CHAIN
         share = (chains + cuda.gridDim.y - 1) // cuda.gridDim.y * CHAIN
@@ -180,10 +183,9 @@ def add_up(dtype: np.dtype[Any]) -> Kernel:
     """Return the kernel that adds up partial sums in their order."""
     number = numba.from_dtype(dtype)
 
-    def run(parts, result):  # type: ignore[no-untyped-def]
+    def run(parts, result):
         """Set result (M * N,) to the sum of parts (Z, M * N) over Z."""
-        at = cuda.grid(1)
-        if at < result.size:
+        for at in range(cuda.grid(1), result.size, cuda.gridsize(1)):
             total = parts[0, at]
             for z in range(1, parts.shape[0]):
                 total += parts[z, at]
@@ -197,10 +199,9 @@ def assign(dtype: np.dtype[Any]) -> Kernel:
     """Return the kernel that copies one array to another; a source with strides of zero fills."""
     number = numba.from_dtype(dtype)
 
-    def run(target, source):  # type: ignore[no-untyped-def]
+    def run(target, source):
         """Set target (X, Y, Z) to source (X, Y, Z); any strides."""
-        at = cuda.grid(1)
-        if at < target.shape[0] * target.shape[1] * target.shape[2]:
+        for at in range(cuda.grid(1), target.shape[0] * target.shape[1] * target.shape[2], cuda.gridsize(1)):
             z, rest = at % target.shape[2], at // target.shape[2]
             target[rest // target.shape[1], rest % target.shape[1], z] = source[
                 rest // target.shape[1], rest % target.shape[1], z
@@ -214,11 +215,10 @@ def spread(dtype: np.dtype[Any]) -> Kernel:
     """Return the kernel that lays states out as the products of the steps read them."""
     number = numba.from_dtype(dtype)
 
-    def run(states, exchange, state_rows):  # type: ignore[no-untyped-def]
+    def run(states, exchange, state_rows):
         """Set exchange (D, 2, P, B), both of the two, to states (D, B, P) in the order of the kernel's rows."""
-        at = cuda.grid(1)
         directions, batch, size = states.shape
-        if at < directions * batch * size:
+        for at in range(cuda.grid(1), directions * batch * size, cuda.gridsize(1)):
             r, rest = at % batch, at // batch
             d, k = rest // size, rest % size
             value = states[d, state_rows[r] if state_rows.size > 0 else r, k]

@@ -16,18 +16,16 @@ import numba
 import numpy as np
 
 from nblstm.cuda.cells import cell_functions
-from nblstm.cuda.device import Kernel, cuda
+from nblstm.cuda.device import SIMULATED, Kernel, cuda
 from nblstm.cuda.slices import block_product
 from nblstm.kernels.cells import Cell
 
 # Units that a thread takes through the cell for a block of rows, at most: they are in registers while it multiplies.
-ITEMS = 4
+ITEMS = 8 if SIMULATED else 4
 
 
 @functools.cache
-def recurrence(
-    cell: Cell, dtype: np.dtype[Any], rows: int, persistent: bool, projects: bool, keeps: bool
-) -> Kernel:
+def recurrence(cell: Cell, dtype: np.dtype[Any], rows: int, persistent: bool, projects: bool, keeps: bool) -> Kernel:
     """Return the kernel for a cell and a dtype.
 
     rows        R, of the tiles
@@ -40,7 +38,7 @@ def recurrence(
     step_of_cell, _, slots = cell_functions(cell, dtype)
     load_weights, multiply, total = block_product(dtype, rows, persistent)
 
-    def run(  # type: ignore[no-untyped-def]
+    def run(
         sums, bases, recurrent, apart_bias, projection, h, c, exchange, middle, y, kept, before,
         starts, sizes, x_rows, state_rows, first_direction, steps, begin, end, stage, place, place_p,
     ):  # fmt: skip

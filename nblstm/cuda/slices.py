@@ -17,7 +17,7 @@ import numpy as np
 from nblstm.cuda.device import SIMULATED, cuda
 
 # Threads of a block; N; the choices of R; numbers that a thread asks the memory for before it waits for one.
-THREADS, COLUMNS, ROWS, AT_ONCE = (8, 2, (1, 2), 2) if SIMULATED else (256, 8, (1, 4, 8), 8)
+THREADS, COLUMNS, ROWS, AT_ONCE = (6, 8, (1, 2), 2) if SIMULATED else (256, 8, (1, 4, 8), 8)
 
 
 class Slice(NamedTuple):
@@ -54,7 +54,7 @@ def block_product(dtype: np.dtype[Any], rows: int, resident: bool) -> tuple[Any,
     device = functools.partial(cuda.jit, device=True)
 
     @device
-    def load_weights(shared, place, weights, gates, first_unit, first_term, terms):  # type: ignore[no-untyped-def]
+    def load_weights(shared, place, weights, gates, first_unit, first_term, terms):
         """Bring the block's columns of `weights`, terms [first_term, first_term + terms), into shared memory.
 
         shared   out  terms of `width` columns in groups, from `weights_at` on; zeros in columns that are no unit's
@@ -62,34 +62,34 @@ def block_product(dtype: np.dtype[Any], rows: int, resident: bool) -> tuple[Any,
         """
         own, width, _, _, _, at, _ = place
         units, stride = weights.shape[1] // gates, width // N * column_group
-        together = cuda.blockDim.x // width
-        column, term = cuda.threadIdx.x % width, cuda.threadIdx.x // width
-        gate, unit = column // own, first_unit + column % own
-        real, from_column = gate < gates and unit < units, gate * units + unit
-        at += column // N * column_group + column % N
+        abreast = min(width, cuda.blockDim.x)
+        together = cuda.blockDim.x // abreast
         values = cuda.local.array(AT_ONCE, number)
-        if term < together:
-            while term < terms:
-                for i in range(AT_ONCE):
-                    k = term + i * together
-                    values[i] = weights[first_term + k, from_column] if real and k < terms else zero
-                for i in range(AT_ONCE):
-                    k = term + i * together
-                    if k < terms:
-                        shared[at + k * stride] = values[i]
-                term += AT_ONCE * together
+        if cuda.threadIdx.x < together * abreast:
+            for column in range(cuda.threadIdx.x % abreast, width, abreast):
+                gate, unit = column // own, first_unit + column % own
+                real, from_column = gate < gates and unit < units, gate * units + unit
+                to = at + column // N * column_group + column % N
+                for term in range(cuda.threadIdx.x // abreast, terms, AT_ONCE * together):
+                    for i in range(AT_ONCE):
+                        k = term + i * together
+                        values[i] = weights[first_term + k, from_column] if real and k < terms else zero
+                    for i in range(AT_ONCE):
+                        k = term + i * together
+                        if k < terms:
+                            shared[to + k * stride] = values[i]
 
     @device
-    def load_source(shared, place, source, first_term, terms, first_row, rows):  # type: ignore[no-untyped-def]
+    def load_source(shared, place, source, first_term, terms, first_row, rows):
         """Bring terms of the source into shared memory, rows in groups; zeros for rows from `rows` on."""
         row_block, at = place[2], place[6]
         stride, together = row_block // R * row_group, cuda.blockDim.x // row_block
-        row, term = cuda.threadIdx.x % row_block, cuda.threadIdx.x // row_block
+        row = cuda.threadIdx.x % row_block
         real = first_row + row < rows
         at += row // R * row_group + row % R
         values = cuda.local.array(AT_ONCE, number)
-        if term < together:
-            while term < terms:
+        if cuda.threadIdx.x < together * row_block:
+            for term in range(cuda.threadIdx.x // row_block, terms, AT_ONCE * together):
                 for i in range(AT_ONCE):
                     k = term + i * together
                     values[i] = source[first_term + k, first_row + row] if real and k < terms else zero
@@ -97,10 +97,9 @@ def block_product(dtype: np.dtype[Any], rows: int, resident: bool) -> tuple[Any,
                     k = term + i * together
                     if k < terms:
                         shared[at + k * stride] = values[i]
-                term += AT_ONCE * together
 
     @device
-    def multiply(shared, place, weights, gates, first_unit, source, first_row, rows):  # type: ignore[no-untyped-def]
+    def multiply(shared, place, weights, gates, first_unit, source, first_row, rows):
         """Leave the partial sums of rows [first_row, first_row + row_block) in shared memory, for `total`.
 
         shared   inout  the weights, and room for the source and the partial sums
@@ -150,7 +149,7 @@ def block_product(dtype: np.dtype[Any], rows: int, resident: bool) -> tuple[Any,
         cuda.syncthreads()
 
     @device
-    def total(shared, place, column, row):  # type: ignore[no-untyped-def]
+    def total(shared, place, column, row):
         """Return the sum of the partial sums of a column of the block and a row of the row block."""
         _, width, row_block, slices, _, _, at = place
         column_tiles = width // N

@@ -204,9 +204,7 @@ class Layer:
                 raise RuntimeError(message(argument, "the weights they were computed from", "others, set since then"))
             self._weights = Weights({**old.parameters, **arrays})
 
-    def to(
-        self: Self, device_or_dtype: Any = None, dtype: npt.DTypeLike | None = None, *, device: Any = None
-    ) -> Self:
+    def to(self: Self, device_or_dtype: Any = None, dtype: npt.DTypeLike | None = None, *, device: Any = None) -> Self:
         """Move the layer to a device, convert its parameters, or both; in place; returns the layer.
 
         As in torch: ``to("cuda")``, ``to(np.float64)``, ``to("cuda:1", np.float32)``, ``to(dtype=np.float64)``.

@@ -311,6 +311,7 @@ class RecurrentLayer(Layer):
         >>> bool(np.allclose(upper.c[1:], upper.f[1:] * upper.c[:-1] + upper.i[1:] * upper.g[1:]))
         True
         """
+        self._check_on_cpu(f"{type(self).__name__} trace")
         weights = self._weights
         call = self._prepare(weights.dtype, x, hx, lengths, None)
         dropout, packed = self._dropout_of_call(dropout_call), weights.packed(self._pack)
