@@ -1,4 +1,4 @@
-"""`to` of a layer where there is no GPU: what it takes, and the errors that say what is missing and how to install it."""
+"""`to` of a layer where there is no GPU: what it takes, and the errors that say what is missing."""
 
 from __future__ import annotations
 

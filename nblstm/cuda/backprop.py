@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from nblstm.cuda.cells import cell_functions
-from nblstm.cuda.device import Kernel, cuda
+from nblstm.cuda.device import Kernel, cuda, device_function
 from nblstm.cuda.slices import block_product
 from nblstm.kernels.cells import Cell
 
@@ -27,7 +27,7 @@ def backprop(cell: Cell, dtype: np.dtype[Any], rows: int, persistent: bool, proj
     _, back_through_cell, slots = cell_functions(cell, dtype)
     load_weights, multiply, total = block_product(dtype, rows, persistent)
 
-    @functools.partial(cuda.jit, device=True)
+    @device_function
     def back(
         values, found, kept, before, dh_total, dh, dc, slopes, slopes_h, exchange_after, d, unit, r, position, state_row
     ):

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nblstm.cuda.device import cuda
+from nblstm.cuda.device import cuda, device_function
+from nblstm.errors import message
 from nblstm.kernels import cells
 
 
@@ -33,7 +34,6 @@ class CellFunctions(NamedTuple):
 def cell_functions(cell: cells.Cell, dtype: np.dtype[Any]) -> CellFunctions:
     """Return the functions of a cell that compute in a dtype."""
     number, zero, one = dtype.type, dtype.type(0), dtype.type(1)
-    device = functools.partial(cuda.jit, device=True)
 
     def sigmoid(x):
         e = number(math.exp(-abs(x)))
@@ -88,11 +88,14 @@ def cell_functions(cell: cells.Cell, dtype: np.dtype[Any]) -> CellFunctions:
         slopes[0] = dh if kept[0] > zero else zero
         return zero, zero
 
-    sigmoid = device(sigmoid)
-    step, back, kept = {
+    sigmoid = device_function(sigmoid)
+    known = {
         cells.LSTM: (lstm, back_lstm, 5),
         cells.GRU: (gru, back_gru, 4),
         cells.RNN_TANH: (rnn_tanh, back_rnn_tanh, 1),
         cells.RNN_RELU: (rnn_relu, back_rnn_relu, 1),
-    }[cell]
-    return CellFunctions(device(step), device(back), kept)
+    }
+    if cell not in known:
+        raise ValueError(message("a layer on the GPU", "an LSTM, a GRU or an RNN", cell, hint='Call .to("cpu")'))
+    step, back, kept = known[cell]
+    return CellFunctions(device_function(step), device_function(back), kept)

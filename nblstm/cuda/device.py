@@ -185,6 +185,11 @@ def selected(index: int) -> Iterator[None]:
         yield
 
 
+def device_function(function: Any) -> Any:
+    """Compile for calls from kernels and from one another; types are those of the call."""
+    return cuda.jit(function, device=True)
+
+
 class Kernel:
     """A kernel for one signature: compiled at its first launch, for each device anew."""
 

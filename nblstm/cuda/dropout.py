@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from nblstm.cuda.device import Kernel, cuda
+from nblstm.cuda.device import Kernel, cuda, device_function
 from nblstm.kernels import dropout
 
 
@@ -16,7 +16,7 @@ from nblstm.kernels import dropout
 def drop_units(dtype: np.dtype[Any]) -> Kernel:
     """Return the kernel that applies dropout to what one layer hands to the next."""
     number, zero = numba.from_dtype(dtype), dtype.type(0)
-    mix, shift = cuda.jit(dropout.mix.py_func, device=True), np.uint64(32)
+    mix, shift = device_function(dropout.mix.py_func), np.uint64(32)
 
     def run(y, starts, sizes, x_rows, state_rows, batch, base, threshold, scale):
         """Scale the units that are kept, and set the others to zero; one block of threads for each step and row.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from nblstm.cuda.device import SIMULATED, cuda
+from nblstm.cuda.device import SIMULATED, cuda, device_function
 
 # Threads of a block; N; the choices of R; numbers that a thread asks the memory for before it waits for one.
 THREADS, COLUMNS, ROWS, AT_ONCE = (6, 8, (1, 2), 2) if SIMULATED else (256, 8, (1, 4, 8), 8)
@@ -51,9 +51,8 @@ def block_product(dtype: np.dtype[Any], rows: int, resident: bool) -> tuple[Any,
     number, zero, index = numba.from_dtype(dtype), dtype.type(0), np.uint64
     N, R = COLUMNS, rows
     column_group, row_group, sum_group = padded(N, N), padded(R, R), padded(N * R, N * R)
-    device = functools.partial(cuda.jit, device=True)
 
-    @device
+    @device_function
     def load_weights(shared, place, weights, gates, first_unit, first_term, terms):
         """Bring the block's columns of `weights`, terms [first_term, first_term + terms), into shared memory.
 
@@ -79,7 +78,7 @@ def block_product(dtype: np.dtype[Any], rows: int, resident: bool) -> tuple[Any,
                         if k < terms:
                             shared[to + k * stride] = values[i]
 
-    @device
+    @device_function
     def load_source(shared, place, source, first_term, terms, first_row, rows):
         """Bring terms of the source into shared memory, rows in groups; zeros for rows from `rows` on."""
         row_block, at = place[2], place[6]
@@ -98,7 +97,7 @@ def block_product(dtype: np.dtype[Any], rows: int, resident: bool) -> tuple[Any,
                     if k < terms:
                         shared[at + k * stride] = values[i]
 
-    @device
+    @device_function
     def multiply(shared, place, weights, gates, first_unit, source, first_row, rows):
         """Leave the partial sums of rows [first_row, first_row + row_block) in shared memory, for `total`.
 
@@ -148,7 +147,7 @@ def block_product(dtype: np.dtype[Any], rows: int, resident: bool) -> tuple[Any,
                     shared[at + index(n * R + r)] = sums[n, r]
         cuda.syncthreads()
 
-    @device
+    @device_function
     def total(shared, place, column, row):
         """Return the sum of the partial sums of a column of the block and a row of the row block."""
         _, width, row_block, slices, _, _, at = place
