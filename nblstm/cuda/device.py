@@ -118,6 +118,8 @@ def _as_stream(stream: Any) -> Any:
         address = getattr(stream, attribute, None)
         if isinstance(address, int):
             return _as_stream(address)
+    if hasattr(stream, "__cuda_stream__") and not hasattr(stream, "__int__"):  # Numba's has both
+        return _as_stream(int(stream.__cuda_stream__()[1]))
     return stream
 
 
@@ -165,7 +167,7 @@ def strided(array: DeviceArray, shape: tuple[int, ...], strides: tuple[int, ...]
         as_strided, skipped = np.lib.stride_tricks.as_strided, offset // array.dtype.itemsize
         start = as_strided(array._ary, (skipped + 1,), (array.dtype.itemsize,))[skipped:]
         return type(array)(as_strided(start, shape, strides))
-    data = array.gpu_data.view(offset) if offset else array.gpu_data
+    data = array.gpu_data.view(offset) if offset and array.size else array.gpu_data
     return type(array)(shape=shape, strides=strides, dtype=array.dtype, stream=array.stream, gpu_data=data)
 
 
@@ -197,6 +199,7 @@ class Kernel:
         self.function, self.signature = function, signature
         self._compiled: dict[int, Any] = {}
         self._configured: dict[Any, Any] = {}
+        self._blocks: dict[Any, int] = {}
 
     def on(self, index: int) -> Any:
         """Return the kernel compiled for a device; it may have all the shared memory of a processor."""
@@ -212,8 +215,11 @@ class Kernel:
         """Return how many blocks may wait for one another in a launch."""
         if SIMULATED:
             return 1
-        (overload,) = self.on(index).overloads.values()
-        return int(overload.max_cooperative_grid_blocks(threads, shared_bytes))
+        key = index, threads, shared_bytes
+        if key not in self._blocks:
+            (overload,) = self.on(index).overloads.values()
+            self._blocks[key] = int(overload.max_cooperative_grid_blocks(threads, shared_bytes))
+        return self._blocks[key]
 
     def launch(self, index: int, grid: Any, block: Any, stream: Any, shared_bytes: int, *arguments: Any) -> None:
         """Start the kernel; it may be under way when this returns."""

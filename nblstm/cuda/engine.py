@@ -174,9 +174,6 @@ def _run_layer(
     slots = _kept_slots(layer) if keeps else 0
     kept = empty((count if keeps else 0, directions, slots, units), dtype, stream)
     before = empty((count if keeps else 0, directions, outputs), dtype, stream)
-    if keeps and layout.batch_sizes is not None:
-        fill(strided_flat(kept), place)
-        fill(strided_flat(before), place)
     steps = steps_of(layout)
     at_once = max(1, _BYTES_AT_ONCE // (directions * layout.batch * cell.gates * units * dtype.itemsize))
     begins = first_positions(layout)
@@ -186,7 +183,7 @@ def _run_layer(
         longest = max(stop - start for start, stop in ranges)
         sums = empty((directions, longest, cell.gates * units), dtype, stream)
         for d, (start, stop) in enumerate(ranges):
-            weights, bias = part(layer.input, d, 1), flat(part2(layer.bias, d))
+            weights, bias = part(layer.input, d, 1), flat(part(layer.bias, d, 1))
             multiply_rows(x, weights, bias, part(sums, d, 1), stop - start, start, 0, place)
         bases = (ranges[0][0], ranges[-1][0])
         given = (sums, bases, layer.recurrent, layer.apart_bias, layer.projection, h, c, exchange, middle, y, kept)
@@ -329,17 +326,6 @@ def part(array: DeviceArray, first: int, count: int) -> DeviceArray:
     return strided(array, (count, *array.shape[1:]), tuple(array.strides), first * array.strides[0])
 
 
-def part2(array: DeviceArray, row: int) -> DeviceArray:
-    """Return one row of a contiguous matrix, as a matrix."""
-    return part(array, row, 1)
-
-
 def flat(array: DeviceArray) -> DeviceArray:
     """Return a contiguous array as one axis."""
     return strided(array, (int(array.size),), (array.dtype.itemsize,))
-
-
-def strided_flat(array: DeviceArray) -> DeviceArray:
-    """Return a contiguous array as (1, 1, all)."""
-    item = array.dtype.itemsize
-    return strided(array, (1, 1, int(array.size)), (item, item, item))

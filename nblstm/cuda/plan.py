@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from nblstm.cuda.device import Limits
 from nblstm.cuda.recurrence import ITEMS
-from nblstm.cuda.slices import COLUMNS, ROWS, THREADS, Slice, padded
+from nblstm.cuda.slices import AT_ONCE, COLUMNS, ROWS, THREADS, Slice, padded
 
-# Rows that a block works on at a time, at most.
-_ROW_BLOCK = 64
+# Rows that a block works on at a time, at most; bytes of a row of a tile: with more, a thread runs out of registers.
+_ROW_BLOCK, _ROW_BYTES = 64, 32
 # What a meeting of all blocks takes, and multiply-adds and reads of shared memory of one block in that unit of time. A
 # guess from the documents of the maker, in nanoseconds: nobody has measured it here (docs/cuda.md).
 _MEET = 1500.0
@@ -41,7 +42,8 @@ class Plan(NamedTuple):
     shared_bytes: int
 
 
-def choose(products: Products, batch: int, directions: int, limits: Limits) -> list[Plan]:
+@functools.lru_cache(1024)
+def choose(products: Products, batch: int, directions: int, limits: Limits) -> tuple[Plan, ...]:
     """Return the plans for a layer, the best one first; the last one always works.
 
     Whether the blocks of the others can wait for one another is for the device to say.
@@ -57,7 +59,7 @@ def choose(products: Products, batch: int, directions: int, limits: Limits) -> l
     own = max(1, min(_OWN_WITHOUT, -(-max(products.outputs) // limits.processors)))
     while (plan := _plan(products, batch, directions, -(-max(products.outputs) // own), limits, False)) is None:
         own = -(-own // 2)
-    return [*plans, plan]
+    return *plans, plan
 
 
 def _step_time(products: Products, batch: int, blocks: int) -> float:
@@ -73,7 +75,8 @@ def _plan(
     own = [-(-outputs // blocks) for outputs in products.outputs]
     # With less, half a tile of columns would be zeros.
     own[0] = max(own[0], min(products.outputs[0], -(-COLUMNS // products.gates)))
-    tried = (_places(products, batch, rows, own, limits, persistent) for rows in reversed(ROWS) if rows <= batch)
+    fitting = [rows for rows in reversed(ROWS) if rows <= batch and rows * products.itemsize <= _ROW_BYTES]
+    tried = (_places(products, batch, rows, own, limits, persistent) for rows in fitting)
     found = next((one for one in tried if one is not None), None)
     if found is None:
         return None
@@ -94,8 +97,8 @@ def _places(
         return None
     columns, of_source = [padded(width, COLUMNS) for width in widths], padded(rows * row_tiles, rows)
     sums = THREADS * padded(COLUMNS * rows, COLUMNS * rows)
-    # As much of the source at once as there is room for anyway; without weights that stay, a share of it.
-    chunk = sums // of_source
+    # As many terms at once as the threads can bring, in the room of the partial sums; without weights that stay, less.
+    chunk = max(1, min(AT_ONCE * (THREADS // (rows * row_tiles)), sums // (2 * of_source)))
     resident = columns[0] * terms[0] + columns[1] * terms[1]
     while (held := resident if persistent else max(columns) * chunk) + sums > limits.shared_bytes // products.itemsize:
         if persistent or chunk == 1:

@@ -17,7 +17,7 @@ import numpy as np
 from nblstm.cuda.device import SIMULATED, cuda, device_function
 
 # Threads of a block; N; the choices of R; numbers that a thread asks the memory for before it waits for one.
-THREADS, COLUMNS, ROWS, AT_ONCE = (6, 8, (1, 2), 2) if SIMULATED else (256, 8, (1, 4, 8), 8)
+THREADS, COLUMNS, ROWS, AT_ONCE = (6, 8, (1, 2), 4) if SIMULATED else (256, 8, (1, 4, 8), 16)
 
 
 class Slice(NamedTuple):
@@ -31,9 +31,9 @@ class Slice(NamedTuple):
     width: int  # its columns, gates * own rounded up to whole tiles
     row_block: int  # rows at a time, whole tiles
     slices: int  # of the terms
-    chunk: int  # terms of the source that are in shared memory at once
+    chunk: int  # terms of the source that are used at once; as many more are on their way
     weights_at: int  # where the weights begin: all of them, or those of a chunk
-    source_at: int  # where the chunk of the source begins, and after it is used the partial sums
+    source_at: int  # where two chunks of the source begin, and after they are used the partial sums
 
 
 def padded(count: int, group: int) -> int:
@@ -79,25 +79,6 @@ def block_product(dtype: np.dtype[Any], rows: int, resident: bool) -> tuple[Any,
                             shared[to + k * stride] = values[i]
 
     @device_function
-    def load_source(shared, place, source, first_term, terms, first_row, rows):
-        """Bring terms of the source into shared memory, rows in groups; zeros for rows from `rows` on."""
-        row_block, at = place[2], place[6]
-        stride, together = row_block // R * row_group, cuda.blockDim.x // row_block
-        row = cuda.threadIdx.x % row_block
-        real = first_row + row < rows
-        at += row // R * row_group + row % R
-        values = cuda.local.array(AT_ONCE, number)
-        if cuda.threadIdx.x < together * row_block:
-            for term in range(cuda.threadIdx.x // row_block, terms, AT_ONCE * together):
-                for i in range(AT_ONCE):
-                    k = term + i * together
-                    values[i] = source[first_term + k, first_row + row] if real and k < terms else zero
-                for i in range(AT_ONCE):
-                    k = term + i * together
-                    if k < terms:
-                        shared[at + k * stride] = values[i]
-
-    @device_function
     def multiply(shared, place, weights, gates, first_unit, source, first_row, rows):
         """Leave the partial sums of rows [first_row, first_row + row_block) in shared memory, for `total`.
 
@@ -117,16 +98,30 @@ def block_product(dtype: np.dtype[Any], rows: int, resident: bool) -> tuple[Any,
         for n in range(N):
             for r in range(R):
                 sums[n, r] = zero
-        for first in range(0, terms, chunk):
-            count = min(chunk, terms - first)
-            cuda.syncthreads()
-            load_source(shared, place, source, first, count, first_row, rows)
-            if not resident:
-                load_weights(shared, place, weights, gates, first_unit, first, count)
-            cuda.syncthreads()
-            if part < slices:
+        # A chunk of the source is asked for before the one before it is used, and laid down after: (chunk, row_block)
+        # in one of two places, by threads that take one row each and every `together`-th term.
+        coming = cuda.local.array(AT_ONCE, number)
+        together = cuda.blockDim.x // row_block
+        row, term = cuda.threadIdx.x % row_block, cuda.threadIdx.x // row_block
+        brings, real = term < together, first_row + row < rows
+        to_source = source_at + row // R * row_group + row % R + term * source_stride
+        cuda.syncthreads()
+        for first in range(-chunk, terms, chunk):
+            here, there = (first // chunk) % 2 * chunk * source_stride, (first // chunk + 1) % 2 * chunk * source_stride
+            after, count = first + chunk, min(chunk, terms - first)
+            if first >= 0:
+                if not resident:
+                    cuda.syncthreads()
+                    load_weights(shared, place, weights, gates, first_unit, first, count)
+                cuda.syncthreads()
+            if brings:
+                for i in range(AT_ONCE):
+                    k = term + i * together
+                    use = real and k < chunk and after + k < terms
+                    coming[i] = source[after + k, first_row + row] if use else zero
+            if first >= 0 and part < slices:
                 # Unsigned: of a signed index Numba asks whether it counts from the end, at every load.
-                w, v = index(from_weights), index(from_source)
+                w, v = index(from_weights), index(from_source + here)
                 if resident:
                     w += index(first * weight_stride)
                 next_w, next_v = index(slices * weight_stride), index(slices * source_stride)
@@ -139,6 +134,11 @@ def block_product(dtype: np.dtype[Any], rows: int, resident: bool) -> tuple[Any,
                             sums[n, r] = cuda.fma(weight, values[r], sums[n, r])
                     w += next_w
                     v += next_v
+            if brings:
+                for i in range(AT_ONCE):
+                    k = term + i * together
+                    if k < chunk and after + k < terms:
+                        shared[to_source + there + i * together * source_stride] = coming[i]
         cuda.syncthreads()
         if part < slices:
             at = index(source_at + cuda.threadIdx.x * sum_group)

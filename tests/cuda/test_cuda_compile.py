@@ -35,7 +35,7 @@ kernels = {}  # by what they are, their dtype, and whether their blocks wait for
 for dtype in (F32, F64):
     for meets in (True, False):
         for name, cell in CELLS.items() if dtype == F32 else [("lstm", cells.LSTM)]:
-            rows = slices.ROWS[-1] if meets else slices.ROWS[0]
+            rows = 32 // dtype.itemsize if meets else slices.ROWS[0]
             kernels[name, dtype, meets] = recurrence.recurrence(cell, dtype, rows, meets, False, meets)
             kernels[name + " back", dtype, meets] = backprop.backprop(cell, dtype, rows, meets, False)
         kernels["projection", dtype, meets] = recurrence.recurrence(cells.LSTM, dtype, 4, meets, True, True)
