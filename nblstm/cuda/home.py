@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from nblstm.arrays import Array
+from nblstm.arrays import Array, as_array
 from nblstm.cuda import device
 from nblstm.cuda.backward import Tape, pack_back, run_backward
 from nblstm.cuda.device import DeviceArray, as_device_array, empty, on_device, strided, upload
@@ -66,20 +66,24 @@ def shaped_state(call: SequenceCall, state: DeviceArray) -> DeviceArray:
     return strided(state, (state.shape[0], state.shape[2]), (state.strides[0], state.strides[2]))
 
 
-class Stand:
-    """What stands in for a device's array where the CPU's checks look at it: its shape and dtype, without memory."""
+def stand_in(value: Any) -> Any:
+    """Return what stands in for a device's array where the CPU's checks look at it; anything else as it is.
 
-    @staticmethod
-    def of(argument: str, value: Any) -> Any:
-        """Return a NumPy array of the shape and dtype of a device's array; anything else as it is."""
-        if not on_device(value):
-            return value
-        if getattr(value, "__cuda_ndarray__", False):
-            shape, dtype = tuple(value.shape), value.dtype
-        else:
-            interface = value.__cuda_array_interface__
-            shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
-        return np.broadcast_to(np.zeros((), dtype), shape)
+    That is a NumPy array of its shape and dtype, without memory.
+    """
+    if not on_device(value):
+        return value
+    if getattr(value, "__cuda_ndarray__", False):
+        shape, dtype = tuple(value.shape), value.dtype
+    else:
+        interface = value.__cuda_array_interface__
+        shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _each(states: Any, count: int) -> list[Any] | None:
+    """Return the arrays of `states` if they are in a tuple, or in a list where there are several; None if not."""
+    return list(states) if isinstance(states, tuple) or (count > 1 and isinstance(states, list)) else None
 
 
 class Home:
@@ -130,11 +134,11 @@ class Home:
         name = type(layer).__name__
         packed = not isinstance(x, np.ndarray) and hasattr(x, "batch_sizes")
         source = x.data if packed else x
-        stand_in = _packed_on_host(x, Stand.of(f"{name} input.data", source)) if packed else Stand.of("", source)
-        pair = isinstance(hx, (tuple, list))
-        values = list(hx) if pair else [hx]
-        stands = [Stand.of(f"{name} hx", value) for value in values]
-        checked = layer._prepare(dtype, stand_in, tuple(stands) if pair else stands[0], lengths, None)
+        stand = _packed_on_host(x, stand_in(source)) if packed else stand_in(source)
+        several = _each(hx, 1 + layer._cell.has_cell_state)
+        values = [hx] if several is None else several
+        states_in = stand_in(hx) if several is None else tuple(map(stand_in, several))
+        checked = layer._prepare(dtype, stand, states_in, lengths, None)
         given = moved(f"{name} input", source, place)
         rows = layer.num_layers * layer._directions
         states = []
@@ -217,11 +221,11 @@ class DeviceBackward:
         checked, name = self._call.checked, f"{self._name} backward"
         packed = d_output is not None and not isinstance(d_output, np.ndarray) and hasattr(d_output, "batch_sizes")
         data = d_output.data if packed else d_output
-        stand = Stand.of("", data)
-        pair = isinstance(d_state, (tuple, list))
-        values = list(d_state) if pair else [d_state]
-        stands = [Stand.of("", value) for value in values]
-        self._host._checked(_packed_on_host(d_output, stand) if packed else stand, tuple(stands) if pair else stands[0])
+        stand = stand_in(data)
+        several = _each(d_state, len(self._call.states))
+        values = [d_state] if several is None else several
+        states_in = stand_in(d_state) if several is None else tuple(map(stand_in, several))
+        self._host._checked(_packed_on_host(d_output, stand) if packed else stand, states_in)
         dy = None if data is None else steps_first(checked, moved(f"{name} d_output", data, place))
         d_states = []
         for number, state in enumerate(self._call.states):
@@ -252,8 +256,6 @@ def moved(argument: str, value: Any, place: Place) -> DeviceArray:
     """Return an array that has been checked in the memory of the device: itself if it lies there."""
     if on_device(value):
         return as_device_array(argument, value, place.stream)
-    from nblstm.arrays import as_array
-
     return upload(as_array(argument, value), place.stream)
 
 

@@ -243,7 +243,7 @@ class Layer:
     @property
     def device(self) -> str:
         """Where the layer computes: "cpu", or "cuda:N"."""
-        return "cpu" if self._home is None else str(self._home)
+        return str(self._home or "cpu")
 
     def _home_on(self, argument: str, device: str) -> Any:
         """Return what computes on a device; None for the CPU. Raises what `to` does."""

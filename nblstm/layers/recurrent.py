@@ -207,8 +207,8 @@ class RecurrentLayer(Layer):
         self, x: Any, hx: Any, lengths: Any, out: Array | None, dropout_call: int | None
     ) -> tuple[Any, tuple[Array, ...]]:
         """Return the output and the last states of a call."""
-        if self._home is not None:
-            output, states = self._home.run(self, x, hx, lengths, out, dropout_call)
+        if (home := self._home) is not None:
+            output, states = home.run(self, x, hx, lengths, out, dropout_call)
             return output, states
         weights = self._weights
         call = self._prepare(weights.dtype, x, hx, lengths, out)
@@ -220,8 +220,8 @@ class RecurrentLayer(Layer):
     ) -> tuple[Any, tuple[Array, ...], Backward]:
         """Return the output and the last states of a call, and the way back through it."""
         input = checks.check_flag(f"{type(self).__name__}.vjp", "input", input)
-        if self._home is not None:
-            output, states, way_back = self._home.vjp(self, x, hx, lengths, input, dropout_call)
+        if (home := self._home) is not None:
+            output, states, way_back = home.vjp(self, x, hx, lengths, input, dropout_call)
             return output, states, way_back
         weights = self._weights
         call = self._prepare(weights.dtype, x, hx, lengths, None)

@@ -12,6 +12,7 @@ from cases import assert_same_bits, random_inputs
 
 import nblstm
 from nblstm.cuda import device, using_stream
+from nblstm.training import SGD
 
 
 def test_to_and_back() -> None:
@@ -158,3 +159,22 @@ def test_a_strangers_array() -> None:
     stream = device.cuda.stream()
     for order in (None, 1, 2, int(stream)):
         assert_same_bits(np.asarray(layer(Strange(device.upload(x, 0), order), hx)[0]), found)
+
+
+def test_an_optimiser_takes_the_gradients() -> None:
+    layers = [nblstm.LSTM(3, 4, seed=0), nblstm.LSTM(3, 4, seed=0).to("cuda")]
+    x, hx = random_inputs(layers[0], 3, 2)
+    for layer in layers:
+        (output, _), backward = layer.vjp(x, hx)
+        SGD([layer], lr=0.1).step([backward(output)])
+    for name, array in layers[0].named_parameters():
+        np.testing.assert_allclose(layers[1].state_dict()[name], array, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(layers[1](x, hx)[0]), layers[0](x, hx)[0], atol=1e-6)
+
+
+def test_states_in_lists() -> None:
+    lstm, gru = nblstm.LSTM(2, 2, dtype=np.float64, seed=0), nblstm.GRU(2, 2, dtype=np.float64, seed=0)
+    x, h = np.ones((2, 1, 2)), [[[0.5, 0.25]]]
+    for layer, hx in ((lstm, [h, h]), (gru, h)):
+        expected = layer(x, hx)[0]
+        np.testing.assert_allclose(np.asarray(layer.to("cuda")(x, hx)[0]), expected, atol=1e-12)
