@@ -28,7 +28,7 @@ from nblstm.sequences import (
 from nblstm.threads import get_num_threads, num_threads, set_num_threads
 
 if TYPE_CHECKING:
-    from nblstm import nopython
+    from nblstm import cuda, nopython
     from nblstm.weights.files import load, save
 
 __version__ = "0.1.0"
@@ -41,6 +41,7 @@ __all__ = [
     "LSTMCell",
     "PackedSequence",
     "RNNCell",
+    "cuda",
     "functional",
     "get_num_threads",
     "load",
@@ -58,7 +59,12 @@ __all__ = [
 ]
 
 # What many programs never call comes with its first use: the readers of files take a tenth of the import.
-_LATER = {"load": "nblstm.weights.files", "nopython": "nblstm.nopython", "save": "nblstm.weights.files"}
+_LATER = {
+    "cuda": "nblstm.cuda",
+    "load": "nblstm.weights.files",
+    "nopython": "nblstm.nopython",
+    "save": "nblstm.weights.files",
+}
 
 
 def __getattr__(name: str) -> Any:

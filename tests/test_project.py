@@ -98,7 +98,7 @@ def test_no_imports_go_in_a_circle() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_only_the_policy_names_numbas_options(path: Path) -> None:
-    if relative(path) == "nblstm/kernels/policy.py":
+    if relative(path) in ("nblstm/kernels/policy.py", "nblstm/cuda/device.py"):
         return
     for node in ast.walk(parsed(path)):
         name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
@@ -106,6 +106,15 @@ def test_only_the_policy_names_numbas_options(path: Path) -> None:
         if isinstance(node, ast.Call):
             options = {keyword.arg for keyword in node.keywords} & NUMBA_OPTIONS
             assert not options, f"{relative(path)}:{node.lineno} names {options}"
+
+
+def test_one_file_imports_the_gpus_numba() -> None:
+    files = [path for path in SOURCES if '"numba.cuda"' in path.read_text(encoding="utf-8")]
+    assert [relative(path) for path in files] == ["nblstm/cuda/device.py"]
+    for path in SOURCES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ImportFrom) and node.module == "numba":
+                assert "cuda" not in {alias.name for alias in node.names}, relative(path)
 
 
 def names_in(path: Path) -> set[str]:

@@ -18,7 +18,7 @@ _30, _27, _31, _32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
 
 
 @function
-def _mix(state, coordinate):
+def mix(state, coordinate):
     """Return `state` with `coordinate` mixed in."""
     z = (state ^ np.uint64(coordinate)) + _GOLDEN
     z = (z ^ (z >> _30)) * _MIX_1
@@ -40,10 +40,10 @@ def drop_units(rows, steps, batch_rows, first_step, seed, call, layer, threshold
     batch_rows  in     (N,) int64, its row of the unsorted batch
     threshold   a unit is dropped if its 32 random bits are below it
     """
-    base = _mix(_mix(_mix(np.uint64(0), seed), call), layer)
+    base = mix(mix(mix(np.uint64(0), seed), call), layer)
     zero = rows.dtype.type(0)
     for n in range(rows.shape[0]):
-        row_base = _mix(_mix(base, first_step + steps[n]), batch_rows[n])
+        row_base = mix(mix(base, first_step + steps[n]), batch_rows[n])
         for unit in range(rows.shape[1]):
-            keep = np.int64(_mix(row_base, unit) >> _32) >= threshold
+            keep = np.int64(mix(row_base, unit) >> _32) >= threshold
             rows[n, unit] = rows[n, unit] * scale if keep else zero

@@ -86,6 +86,7 @@ class Layer:
 
     training: bool
     _weights: Weights
+    _home: Any = None  # what computes where it is not the CPU's engine: a `nblstm.cuda.home.Home`
     _FIXED = frozenset({"input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size"})
 
     def _initialise(
@@ -203,13 +204,52 @@ class Layer:
                 raise RuntimeError(message(argument, "the weights they were computed from", "others, set since then"))
             self._weights = Weights({**old.parameters, **arrays})
 
-    def to(self: Self, dtype: npt.DTypeLike) -> Self:
-        """Convert all parameters to float32 or float64 (else TypeError), in place; returns the layer."""
-        found = float_dtype(f"{type(self).__name__}.to dtype", dtype)
+    def to(self: Self, device_or_dtype: Any = None, dtype: npt.DTypeLike | None = None, *, device: Any = None) -> Self:
+        """Move the layer to a device, convert its parameters, or both; in place; returns the layer.
+
+        As in torch: ``to("cuda")``, ``to(np.float64)``, ``to("cuda:1", np.float32)``, ``to(dtype=np.float64)``.
+
+        Parameters
+        ----------
+        device_or_dtype : str or dtype
+            "cpu", "cuda" (which is "cuda:0") or "cuda:N", or else a dtype.
+        dtype : dtype, optional
+            float32 or float64: what the parameters are converted to.
+        device : str, optional
+            A device, by its name.
+
+        Raises
+        ------
+        TypeError
+            Neither a device nor float32 or float64.
+        RuntimeError
+            There is no such device, or numba-cuda is not installed; the error says how to install it.
+        ValueError
+            A device of another kind, or a layer that the GPU has no kernels for.
+        """
+        name = type(self).__name__
+        if device_or_dtype is not None and _names_a_device(device_or_dtype):
+            device = device_or_dtype if device is None else device
+        elif device_or_dtype is not None or (dtype is None and device is None):
+            dtype = float_dtype(f"{name}.to dtype", device_or_dtype)
+        found = self.dtype if dtype is None else float_dtype(f"{name}.to dtype", dtype)
+        home = self._home if device is None else self._home_on(f"{name}.to device", str(device))
         with _update:
             if found != self.dtype:
                 self._weights = Weights(_copies(self._weights.parameters, found))
+            self._home = home
         return self
+
+    @property
+    def device(self) -> str:
+        """Where the layer computes: "cpu", or "cuda:N"."""
+        return str(self._home or "cpu")
+
+    def _home_on(self, argument: str, device: str) -> Any:
+        """Return what computes on a device; None for the CPU. Raises what `to` does."""
+        if device == "cpu":
+            return None
+        raise ValueError(message(argument, "'cpu'", repr(device), because=f"{type(self).__name__} has no GPU kernels"))
 
     def train(self: Self, mode: bool = True) -> Self:
         """Set training mode, in which dropout is applied; returns the layer. Layers start in training mode."""
@@ -245,6 +285,11 @@ class Layer:
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._weights.parameters]
+
+
+def _names_a_device(value: Any) -> bool:
+    """Say whether `value` is a device's name, or torch's device."""
+    return type(value).__name__ == "device" or (isinstance(value, str) and value.partition(":")[0] in ("cpu", "cuda"))
 
 
 def common_dtype(parameters: Mapping[str, Array]) -> np.dtype[Any]:

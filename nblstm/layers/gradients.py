@@ -49,7 +49,7 @@ class _WayBack:
         self,
         name: str,
         call: SequenceCall,
-        tape: Tape,
+        tape: Tape | None,  # None: it goes back on another device, and this one checks its arguments
         last: Sequence[Array],
         parameters: Mapping[str, Array],
         suffixes: list[list[str]],
@@ -58,7 +58,7 @@ class _WayBack:
         self._name, self._call, self._tape, self._input = name, call, tape, input
         self._parameters, self._suffixes = parameters, suffixes
         self._state_shapes = [(state.shape, self._shaped_state(state).shape) for state in last]
-        self._dtype = tape.weights[0][0].dtype
+        self._dtype = last[0].dtype
 
     def _shaped_input(self, gradient: Array) -> Any:
         """Return the gradient of the input in the input's form."""
@@ -77,6 +77,7 @@ class _WayBack:
         else:
             from nblstm.engine.backward import run_backward
 
+            assert self._tape is not None
             gradients, dx = run_backward(self._tape, dy, d_states, self._input)
             named = self._named(gradients)
         states = [self._shaped_state(state) for state in d_states]
@@ -130,12 +131,19 @@ class Backward(_WayBack):
         TypeError
             Something that is no array of numbers.
         """
+        dy, d_states = self._checked(d_output, d_state)
+        if dy is not None and not (dy.strides[-1] == dy.itemsize and dy.flags.aligned):
+            dy = np.ascontiguousarray(dy)
+        return self._run(dy, d_states)
+
+    def _checked(self, d_output: Any, d_state: Any) -> tuple[Array | None, list[Array]]:
+        """Return the gradients of the output and of the last states, the latter fresh, in the engine's shapes."""
         if d_output is None and d_state is None:
             raise ValueError(message(f"{self._name} backward", "d_output or d_state", "neither"))
         dy = None if d_output is None else self._output_gradient(d_output)
         if d_state is None:
-            return self._run(dy, [np.zeros(shape, self._dtype) for shape, _ in self._state_shapes])
-        return self._run(dy, self._state_gradients(d_state))
+            return dy, [np.zeros(shape, self._dtype) for shape, _ in self._state_shapes]
+        return dy, self._state_gradients(d_state)
 
     def _output_gradient(self, value: Any) -> Array:
         """Return the gradient of the output in the engine's shape."""
@@ -149,8 +157,7 @@ class Backward(_WayBack):
             raise ValueError(message(argument, str(expected), array.shape, because="the output has that shape"))
         if not packed:
             array = array[:, None] if not call.batched else array.swapaxes(0, 1) if call.batch_first else array
-        dense = array.strides[-1] == array.itemsize and array.flags.aligned
-        return array if dense else np.ascontiguousarray(array)
+        return array
 
 
 def _data_in_the_order_of(output: PackedSequence, argument: str, value: Any) -> Any:

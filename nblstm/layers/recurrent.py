@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -100,6 +101,14 @@ class RecurrentLayer(Layer):
     def _cell(self) -> Cell:
         """The cell of this layer."""
         return self._CELL
+
+    def _home_on(self, argument: str, device: str) -> Any:
+        # By its name: it stands a floor above, and programs on the CPU start without it.
+        return None if device == "cpu" else importlib.import_module("nblstm.cuda.home").home(argument, device)
+
+    def _check_on_cpu(self, what: str) -> None:
+        if self._home is not None:
+            raise ValueError(message(what, "a layer on the CPU", f"one on {self.device}", hint='Call .to("cpu") first'))
 
     @property
     def _directions(self) -> int:
@@ -198,6 +207,9 @@ class RecurrentLayer(Layer):
         self, x: Any, hx: Any, lengths: Any, out: Array | None, dropout_call: int | None
     ) -> tuple[Any, tuple[Array, ...]]:
         """Return the output and the last states of a call."""
+        if (home := self._home) is not None:
+            output, states = home.run(self, x, hx, lengths, out, dropout_call)
+            return output, states
         weights = self._weights
         call = self._prepare(weights.dtype, x, hx, lengths, out)
         dropout = self._dropout_of_call(dropout_call)
@@ -208,6 +220,9 @@ class RecurrentLayer(Layer):
     ) -> tuple[Any, tuple[Array, ...], Backward]:
         """Return the output and the last states of a call, and the way back through it."""
         input = checks.check_flag(f"{type(self).__name__}.vjp", "input", input)
+        if (home := self._home) is not None:
+            output, states, way_back = home.vjp(self, x, hx, lengths, input, dropout_call)
+            return output, states, way_back
         weights = self._weights
         call = self._prepare(weights.dtype, x, hx, lengths, None)
         packed, back = weights.packed(self._pack), weights.packed(self._pack_backward)
@@ -237,6 +252,7 @@ class RecurrentLayer(Layer):
             A `batch_size` that is no whole number, or states that are no arrays.
         """
         name = type(self).__name__
+        self._check_on_cpu(f"{name} stream")
         self._check_one_direction(f"{name} stream")
         rows = checks.check_size(f"{name} stream", "batch_size", batch_size)
         weights = self._weights
@@ -295,6 +311,7 @@ class RecurrentLayer(Layer):
         >>> bool(np.allclose(upper.c[1:], upper.f[1:] * upper.c[:-1] + upper.i[1:] * upper.g[1:]))
         True
         """
+        self._check_on_cpu(f"{type(self).__name__} trace")
         weights = self._weights
         call = self._prepare(weights.dtype, x, hx, lengths, None)
         dropout, packed = self._dropout_of_call(dropout_call), weights.packed(self._pack)
