@@ -15,13 +15,13 @@ CALL = """
 import numpy as np, warnings
 warnings.simplefilter("always")
 import nblstm
-from nblstm.kernels import recurrence, team
+from nblstm.kernels import board, recurrence
 nblstm.set_num_threads(2)
 lstm = nblstm.LSTM(256, 256, seed=0).eval()
 output, _ = lstm(np.ones((90, 1, 256), np.float32))
 nblstm.set_num_threads(1)
 assert np.array_equal(lstm(np.ones((90, 1, 256), np.float32))[0], output)
-alone, together = (sum(kernel.stats.cache_hits.values()) for kernel in (team._run_alone, team._run_together))
+alone, together = (sum(kernel.stats.cache_hits.values()) for kernel in (board.run_alone, board.run_together))
 print(recurrence.recurrence_float32.cache_hits, alone, together, float(output.sum()))
 """
 

@@ -18,7 +18,9 @@ from processes import run as run_in_process
 
 import nblstm
 from nblstm import threads
-from nblstm.kernels import team
+from nblstm.engine import plan
+from nblstm.engine.stepping import step_of
+from nblstm.kernels import board, team
 from nblstm.kernels.atomics import atomic_load, atomic_store
 from nblstm.kernels.simd import array_at
 
@@ -26,8 +28,8 @@ _SIGNATURE = types.void(types.int64, types.int64, types.int64)
 # A job: how many slices, how long a step takes, what went wrong, then for each slice the steps that were done. A step
 # of a slice that runs twice, or before the step before it is done everywhere, counts as wrong.
 _SLICES, _LENGTH, _WRONG, _LOG = 0, 1, 2, 3
-# Another: two slices that wait for each other, for a while.
-_PATIENCE = 200_000_000
+# Another: slices that wait for one another, for a while: how many, then who has come, then who has seen all.
+_PATIENCE = 1_000_000_000
 
 
 @cfunc(_SIGNATURE)
@@ -46,11 +48,14 @@ def log_step(job: Any, piece: Any, step: Any) -> None:
 
 @cfunc(_SIGNATURE)
 def meet(job: Any, piece: Any, step: Any) -> None:
-    words = array_at(job, 4, np.int64(0))
-    atomic_store(job, piece, 1)
+    slices = atomic_load(job, 0)
+    atomic_store(job, 1 + piece, 1)
     for _ in range(_PATIENCE):
-        if atomic_load(job, 1 - piece) == 1:
-            words[2 + piece] = 1
+        come = 0
+        for other in range(slices):
+            come += atomic_load(job, 1 + other)
+        if come == slices:
+            atomic_store(job, 1 + slices + piece, 1)
             return
 
 
@@ -79,11 +84,12 @@ calls = st.builds(
 )
 
 
-def they_meet() -> bool:
-    """Say whether two slices ran at the same time."""
-    job = np.zeros(4, np.int64)
-    team.run(meet.address, job.ctypes.data, 2, 1, 2)
-    return bool(job[2:].all())
+def they_meet(slices: int) -> bool:
+    """Say whether so many slices ran at the same time."""
+    job = np.zeros(1 + 2 * slices, np.int64)
+    job[0] = slices
+    team.run(meet.address, job.ctypes.data, slices, 1, slices)
+    return bool(job[1:].all())
 
 
 @settings(deadline=None, max_examples=40)
@@ -92,7 +98,7 @@ def test_calls_one_after_the_other(several: list[Call]) -> None:
     assert all(call.goes_right() for call in several)
 
 
-@pytest.mark.parametrize("callers", [2, 2 * team._STANDS])
+@pytest.mark.parametrize("callers", [2, 2 * board.STANDS])
 def test_calls_from_many_threads(callers: int) -> None:
     """Also from more than there are stands: those run alone."""
     random = np.random.default_rng(callers)
@@ -113,36 +119,75 @@ def test_calls_from_many_threads(callers: int) -> None:
 
 
 def test_more_slices_than_a_board_has() -> None:
-    assert Call(team._MOST_SLICES + 1, 2, 2, 0, 0.0).goes_right()
+    assert Call(board.MOST_SLICES + 1, 2, 2, 0, 0.0).goes_right()
 
 
 def test_a_helper_helps_awake_and_asleep() -> None:
-    assert they_meet()
-    assert they_meet()
-    state = team._FIRST_HELPER + team._STATE
+    assert they_meet(2)
+    assert they_meet(2)
+    state = board.FIRST_HELPER + board.STATE
     ends = time.monotonic() + 30
-    while team._helpers.memory[state] != team._ASLEEP:
+    while team._team.memory[state] != board.ASLEEP:
         assert time.monotonic() < ends
         time.sleep(0.001)
-    assert they_meet()
+    assert they_meet(2)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.01], ids=["awake", "asleep"])
+@pytest.mark.parametrize("members", [3, 5])
+def test_all_helpers_come_that_there_are_places_for(members: int, pause: float) -> None:
+    for _ in range(3):
+        time.sleep(pause)
+        assert they_meet(members)
 
 
 def test_a_team_that_gets_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(team, "_helpers", team._Helpers())
+    asked: list[int] = []
+    monkeypatch.setattr(team, "_team", team.Team())
     monkeypatch.setattr(threading.Thread, "start", refused)
-    assert Call(3, 5, 3, 10, 0.0).goes_right()
-    assert len(team._helpers) == 0
+    monkeypatch.setattr(team, "new_lock", lambda: asked.append(1) or 1)
+    monkeypatch.setattr(team.atexit, "register", lambda function: None)
+    assert all(Call(3, 5, 3, 10, 0.0).goes_right() for _ in range(20))
+    assert not team._team.helpers and len(asked) == 1
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="who has but one core does not swap at the same time")
+def test_a_helper_that_misses_a_place_takes_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`_enter` as Python, with another helper that takes a place between its look at the door and its own swap."""
+    words = dict.fromkeys(range(200), 0)
+    words[board._DOOR], words[board._STEPS], words[board._SLICES] = 7 * board._PLACES + 3, 1, 1
+    entered: list[int] = []
+    rivals = [1]
+
+    def swap(memory: int, index: int, expected: int, replacement: int) -> bool:
+        if rivals:
+            rivals.pop()
+            words[index] -= 1
+        if words[index] != expected:
+            return False
+        words[index] = replacement
+        return True
+
+    monkeypatch.setattr(board, "atomic_load", lambda memory, index: words[index])
+    monkeypatch.setattr(board, "atomic_store", lambda memory, index, value: words.update({index: value}))
+    monkeypatch.setattr(board, "compare_and_swap", swap)
+    monkeypatch.setattr(board, "_wake", lambda memory, wanted: None)
+    monkeypatch.setattr(board, "_take_part", lambda *arguments: entered.append(arguments[-1]))
+    board._enter.py_func(0, 150, 0)
+    assert entered == [2] and words[board._DOOR] == 7 * board._PLACES + 1
 
 
 def test_brief_calls_wake_nobody_until_they_come_in_a_row() -> None:
     time.sleep(0.01)
-    found = [team.calls_in_a_row() for _ in range(team._A_ROW + 1)]
-    assert found == [False] * team._A_ROW + [True]
+    brief = plan.Plan(plan.ROWS, 2, 2, brief=True)
+    found = [plan.is_for_one_thread_now(brief) for _ in range(plan._A_ROW + 1)]
+    assert found == [True] * plan._A_ROW + [False]
     time.sleep(0.01)
-    assert not team.calls_in_a_row()
+    assert plan.is_for_one_thread_now(brief)
+    assert not plan.is_for_one_thread_now(brief._replace(brief=False))
 
 
 def test_a_brief_call_takes_one_thread_and_a_row_of_them_two(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,10 +198,20 @@ def test_a_brief_call_takes_one_thread_and_a_row_of_them_two(monkeypatch: pytest
     lstm, x = nblstm.LSTM(64, 96, seed=0), np.ones((6, 8, 64), np.float32)
     with nblstm.num_threads(2):
         lstm(x)
-        for in_a_row in (False, True):
-            monkeypatch.setattr(team, "calls_in_a_row", lambda answer=in_a_row: answer)
+        for row in (10**9, 0):
+            monkeypatch.setattr(plan, "_A_ROW", row)
             lstm(x)
-    assert members[1:] == [1, 2]
+            (_, backward) = lstm.vjp(x)
+            backward(x[..., :1].repeat(96, axis=-1))
+    assert members[0] == 1 and members[1:].count(2) >= 2 and members[1] == 1
+
+
+def test_a_step_of_a_cell_stays_with_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A brief one too: its way through the engine would take longer than what a helper saves."""
+    monkeypatch.setattr(threads, "_available", lambda: 2)
+    cell = nblstm.LSTMCell(256, 256, seed=0)
+    (weights,) = cell._weights.packed(cell._pack)[0]
+    assert plan.choose(weights, 1, 1, 1, 1, 2).brief and step_of(weights, 1) is not None
 
 
 @pytest.mark.slow
@@ -176,17 +231,19 @@ print(call())
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_child_has_a_team_of_its_own_if_it_asks(expected: str) -> None:
     body = """
-from nblstm.kernels import team
+from nblstm.engine import plan
+from nblstm.engine.stepping import step_of
+from nblstm.kernels import board, team
 nblstm.set_num_threads(2)
 call()
 child = os.fork()
 if child == 0:
-    print(nblstm.get_num_threads(), call(), len(team._helpers))
+    print(nblstm.get_num_threads(), call(), len(team._team.helpers))
     nblstm.set_num_threads(2)
-    print(call(), len(team._helpers), flush=True)
-    os._exit(0)
+    print(call(), len(team._team.helpers), flush=True)
+    sys.exit()
 _, status = os.waitpid(child, 0)
-print(status, len(team._helpers))
+print(status, len(team._team.helpers))
 """
     assert run_in_process(body, NUMBA_NUM_THREADS="2") == ["1", expected, "0", expected, "1", "0", "1"]
 

@@ -144,7 +144,12 @@ def test_the_command_fills_an_empty_cache_and_says_with_what(cold: tuple[Path, s
     cache, said = cold
     *lines, summary = said.splitlines()
     kernels = {line.split()[0]: line for line in lines}
-    assert {"recurrence.recurrence_float32", "team._run_alone", "team._run_together", "team._help"} <= kernels.keys()
+    assert {
+        "recurrence.recurrence_float32",
+        "board.run_alone",
+        "board.run_together",
+        "board.help_calls",
+    } <= kernels.keys()
     assert all(line.endswith("compiled") for line in lines)
     assert not [name for name in kernels if "float64" in name or name.partition(".")[0] in ahead.TRAINING_ONLY]
     (folder,) = {path.parent for path in files_in(cache)}

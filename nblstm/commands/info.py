@@ -69,7 +69,7 @@ def threading_layer() -> str:
     pools = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
     present = [name for name, module in pools.items() if is_installed(f"numba.np.ufunc.{module}")]
     asked = str(numba.config.THREADING_LAYER)
-    return f"nblstm's own; Numba's, for your code: {asked}, of {', '.join(present)}"
+    return f"none, nblstm's threads are its own; Numba's for your code: {asked}, of {', '.join(present)}"
 
 
 def kernel_cache() -> str:

@@ -138,7 +138,9 @@ def _chunks(order: RowOrder, weights: DirectionWeights) -> Iterator[tuple[int, i
 def _plan(layer: TapedLayer) -> Plan:
     """Return the plan of the steps."""
     directions, layout = len(layer.weights), layer.layout
-    return planning.choose(layer.weights[0], directions, layout.steps, layout.batch, layout.mean_rows, threads.usable())
+    sizes = layer.weights[0], directions, layout.steps, layout.batch, layout.mean_rows
+    plan = planning.choose(*sizes, threads.usable())
+    return planning.choose(*sizes, 1) if planning.is_for_one_thread_now(plan) else plan
 
 
 class _Direction:

@@ -14,6 +14,7 @@ their ratios matter.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -46,6 +47,12 @@ _BYTES_TO_FUSE = 4 << 20
 # Rows of inputs that are projected at once otherwise.
 _ROWS_OF_A_BLOCK = 96
 _ROWS_OF_A_BLOCK_FROM_MEMORY = 192
+
+
+# A call is soon after another if helpers may be awake since then (nblstm.kernels.board); so many brief calls, one soon
+# after another, are a row, and worth to wake them for.
+_SOON, _A_ROW = 4e-4, 8
+_asked, _in_a_row = 0.0, 0
 
 
 class Plan(NamedTuple):
@@ -81,6 +88,17 @@ def choose(weights: DirectionWeights, directions: int, steps: int, rows: int, me
     alone, least = times[0], min(times)
     plan = candidates[times.index(least)]
     return plan._replace(brief=plan.threads > 1 and least + _WAKE > alone)
+
+
+def is_for_one_thread_now(plan: Plan) -> bool:
+    """Say whether helpers would have to be woken for a brief plan: calls do not come in a row, so that they sleep."""
+    global _asked, _in_a_row
+    if not plan.brief:
+        return False
+    now = time.perf_counter()
+    _in_a_row = _in_a_row + 1 if now - _asked < _SOON else 0
+    _asked = now
+    return _in_a_row < _A_ROW
 
 
 def _parallel_plans(weights: DirectionWeights, directions: int, rows: int, threads: int) -> Iterator[Plan]:

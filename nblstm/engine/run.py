@@ -11,6 +11,7 @@ from nblstm import threads
 from nblstm.arrays import Array, address_of
 from nblstm.engine.jobs import fill_jobs, job_template
 from nblstm.engine.packing import DirectionWeights
+from nblstm.engine.plan import is_for_one_thread_now
 from nblstm.kernels import team
 from nblstm.kernels.dropout import drop_units
 from nblstm.kernels.job import ROWS
@@ -210,7 +211,7 @@ def _run_layer(
     first = layer[0]
     sizes = layout.steps, layout.batch, layout.mean_rows
     template = job_template(layer, *sizes, threads.usable())
-    if template.plan.brief and not team.calls_in_a_row():
+    if is_for_one_thread_now(template.plan):
         template = job_template(layer, *sizes, 1)
     plan = template.plan
     memory = np.empty(len(layer) * template.workspace * first.dtype.itemsize + LINE, np.uint8)

@@ -59,7 +59,8 @@ def _make_step(weights: DirectionWeights, rows: int) -> Step | None:
 
 def runs_alone(weights: DirectionWeights, rows: int) -> bool:
     """Say whether a step of so many rows is best done by the calling thread."""
-    return job_template([weights], 1, rows, rows, threads.usable()).plan.threads == 1
+    plan = job_template([weights], 1, rows, rows, threads.usable()).plan
+    return plan.threads == 1 or plan.brief
 
 
 class Stepper:

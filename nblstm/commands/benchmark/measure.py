@@ -51,7 +51,7 @@ class Bench:
         return {engine.name: engine.ask("hello")["version"] for engine in self.engines}
 
     def threads(self) -> int:
-        """Return how many threads nblstm can use, which Numba's threading layer may bound; EngineError as above."""
+        """Return how many threads nblstm can use, which its cores and settings may bound; EngineError as above."""
         return int(self.limits.ask("hello")["threads"])
 
     def ladder(self, footprints: list[int], effort: Effort) -> list[dict[str, float]]:

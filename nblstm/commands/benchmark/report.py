@@ -172,7 +172,7 @@ def conditions(results: Results) -> list[str]:
     caches = ", ".join(f"{name} {size >> 10} KiB" for name, size in machine["caches"].items()) or "unknown"
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     threads, usable = machine["threads"], machine["threads of nblstm"]
-    serial = f", but {usable} for nblstm (see `python -m nblstm info`)" if usable < threads else ""
+    serial = f", but {usable} for nblstm" if usable < threads else ""
     return [
         f"{machine['cpu']} ({machine['vectors']}), {machine['cores']} cores, caches {caches}; {machine['system']}",
         f"{threads} thread{'s' * (threads > 1)} for every engine{serial}; Python {machine['python']}, {versions}",
