@@ -50,7 +50,8 @@ def _available() -> int:
 def _quota() -> float:
     """Return of how many cores the control groups of this process allow the time, as a container's limit is set.
 
-    More threads than that use the time up together, and then all stand still until the next period.
+    More threads than that use the time up together, and then all stand still until the next period. Of a part of a core
+    the rest is not left unused: 1.5 cores are two threads.
     """
     quota = math.inf
     with suppress(OSError, ValueError):
@@ -77,7 +78,7 @@ def _quotas(mount: Path, path: str, *files: str) -> Iterator[float]:
 
 
 def get_num_threads() -> int:
-    """Return how many threads one call may use.
+    """Return the upper limit of the threads of a call: what was set, or else how many there may be.
 
     At first that is the number of cores this process may run on, ``NUMBA_NUM_THREADS`` or what a container's limit
     amounts to, whichever is the smallest; in a forked process it is 1.
