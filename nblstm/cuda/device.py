@@ -180,7 +180,8 @@ def _device_of(array: DeviceArray) -> int | None:
     of_device = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
     found = {}
     for name in ("MEMORY_TYPE", "IS_MANAGED", "DEVICE_ORDINAL"):
-        status, found[name] = driver.cuPointerGetAttribute(attribute[f"CU_POINTER_ATTRIBUTE_{name}"], address)
+        asked = getattr(attribute, f"CU_POINTER_ATTRIBUTE_{name}")
+        status, found[name] = driver.cuPointerGetAttribute(asked, address)
         if int(status):
             return None
     on_one = int(found["MEMORY_TYPE"]) == int(of_device) and not int(found["IS_MANAGED"])

@@ -220,7 +220,7 @@ def _shares_memory(one: Array, other: Array) -> bool:
 
 
 def may_overlap_itself(array: Any) -> bool:
-    """Say whether two elements of a host's or device's array may share memory: False for all that slicing and transposing make."""
+    """Say whether two elements may share memory: False for all that slicing and transposing make; on a device too."""
     reach = array.dtype.itemsize  # bytes from the first to the last byte along the axes with the smaller strides
     for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)):
         if size > 1:
