@@ -112,6 +112,41 @@ def test_streams_are_checked() -> None:
             using_stream(stream).__enter__()
 
 
+def test_the_first_device_of_a_thread_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Any] = []
+
+    class Gpu:
+        def __init__(self, number: int) -> None:
+            self.id = number
+
+        def __enter__(self) -> None:
+            events.append(f"push {self.id}")
+
+        def __exit__(self, *error: object) -> None:
+            events.append(f"pop {self.id}")
+
+    class Gpus(list[Gpu]):
+        current: Gpu | None = None
+
+    class Driver:
+        gpus = Gpus([Gpu(0), Gpu(1)])
+
+        @classmethod
+        def select_device(cls, index: int) -> None:
+            events.append(f"select {index}")
+            cls.gpus.current = cls.gpus[index]
+
+        @staticmethod
+        def current_context() -> None:
+            pass
+
+    monkeypatch.setattr(device, "cuda", Driver)
+    for index in (1, 1, 0):
+        with device.selected(index):
+            events.append(f"call on {index}")
+    assert events == ["select 1", "call on 1", "call on 1", "push 0", "call on 0", "pop 0"]
+
+
 def test_without_nvvm_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoCompiler:
         @staticmethod
