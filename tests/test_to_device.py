@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import nblstm
-from nblstm.cuda import device
+from nblstm.cuda import device, using_stream
 from nblstm.cuda.home import Home
+from nblstm.kernels import cells
 from nblstm.training import Linear
 
 
@@ -70,6 +71,14 @@ def test_what_has_no_gpu_kernels_says_so(layer: Any) -> None:
         layer.to("cuda")
 
 
+def test_a_cell_of_ones_own_has_none_either() -> None:
+    class Own(nblstm.GRU):
+        _CELL = cells.GRU._replace(code=99)
+
+    with pytest.raises(ValueError, match=r"Own\.to device: expected 'cpu' because Own has no GPU kernels"):
+        Own(2, 3).to("cuda")
+
+
 @pytest.mark.parametrize("name", ["cuda:", "cuda:x", "cuda:-1"])
 def test_names_that_are_no_device(name: str) -> None:
     with pytest.raises(ValueError, match="expected 'cpu', 'cuda' or 'cuda:0'"):
@@ -86,3 +95,68 @@ def test_neither_a_device_nor_a_dtype() -> None:
         layer.to("words")
     with pytest.raises(TypeError, match="expected float32 or float64"):
         layer.to("cpu", np.int32)
+
+
+def test_two_devices_or_two_dtypes() -> None:
+    layer = nblstm.LSTM(2, 3)
+    with pytest.raises(TypeError, match=r"LSTM\.to device: expected one device, got 'cuda' and 'cpu'"):
+        layer.to("cuda", device="cpu")
+    with pytest.raises(TypeError, match=r"LSTM\.to dtype: expected one dtype"):
+        layer.to(np.float64, np.float32)
+    assert (layer.device, layer.dtype) == ("cpu", np.float32)
+
+
+def test_streams_are_checked() -> None:
+    for stream in (None, "0", True):
+        with pytest.raises(TypeError, match="using_stream stream: expected a stream of Numba"):
+            using_stream(stream).__enter__()
+
+
+def test_the_first_device_of_a_thread_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Any] = []
+
+    class Gpu:
+        def __init__(self, number: int) -> None:
+            self.id = number
+
+        def __enter__(self) -> None:
+            events.append(f"push {self.id}")
+
+        def __exit__(self, *error: object) -> None:
+            events.append(f"pop {self.id}")
+
+    class Gpus(list[Gpu]):
+        current: Gpu | None = None
+
+    class Driver:
+        gpus = Gpus([Gpu(0), Gpu(1)])
+
+        @classmethod
+        def select_device(cls, index: int) -> None:
+            events.append(f"select {index}")
+            cls.gpus.current = cls.gpus[index]
+
+        @staticmethod
+        def current_context() -> None:
+            pass
+
+    monkeypatch.setattr(device, "cuda", Driver)
+    for index in (1, 1, 0):
+        with device.selected(index):
+            events.append(f"call on {index}")
+    assert events == ["select 1", "call on 1", "call on 1", "push 0", "call on 0", "pop 0"]
+
+
+def test_without_nvvm_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCompiler:
+        @staticmethod
+        def is_available() -> bool:
+            return False
+
+        @staticmethod
+        def current_context() -> None:
+            pass
+
+    monkeypatch.setattr(device, "cuda", NoCompiler)
+    with pytest.raises(RuntimeError, match=r"got none \(CUDA's compiler library, NVVM, is missing\)"):
+        nblstm.LSTM(2, 3).to("cuda")

@@ -1,7 +1,7 @@
 """The equations of each cell for one unit of one row, once for both ways and both dtypes, as functions of a device.
 
 They are those of `nblstm.reference` and of the CPU's `nblstm.kernels.cells`. `cell_functions` makes them for a dtype.
-A kernel hands a cell what it needs in small arrays of registers:
+A kernel hands a cell what it needs in small arrays of the thread:
 
     x        (G + 1,)  the sums over the input, with the bias, by gate; then c of the step before, of a GRU h
     sums     (G,)      the sums over the hidden units; of a GRU with the bias of the last gate
@@ -18,8 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nblstm.cuda.device import cuda, device_function
-from nblstm.errors import message
 from nblstm.kernels import cells
+
+
+def has_kernels(cell: cells.Cell) -> bool:
+    """Say whether the GPU has kernels for a cell."""
+    return cell in (cells.LSTM, cells.GRU, cells.RNN_TANH, cells.RNN_RELU)
 
 
 class CellFunctions(NamedTuple):
@@ -89,13 +93,10 @@ def cell_functions(cell: cells.Cell, dtype: np.dtype[Any]) -> CellFunctions:
         return zero, zero
 
     sigmoid = device_function(sigmoid)
-    known = {
+    step, back, kept = {
         cells.LSTM: (lstm, back_lstm, 5),
         cells.GRU: (gru, back_gru, 4),
         cells.RNN_TANH: (rnn_tanh, back_rnn_tanh, 1),
         cells.RNN_RELU: (rnn_relu, back_rnn_relu, 1),
-    }
-    if cell not in known:
-        raise ValueError(message("a layer on the GPU", "an LSTM, a GRU or an RNN", cell, hint='Call .to("cpu")'))
-    step, back, kept = known[cell]
+    }[cell]
     return CellFunctions(device_function(step), device_function(back), kept)

@@ -70,11 +70,11 @@ def _count() -> tuple[int, str]:
     try:
         if cuda.is_available():
             return len(cuda.gpus), ""
-        cuda.current_context()  # raises what is wrong
+        cuda.current_context()  # raises what is wrong with the driver or the device
     except Exception as error:  # several kinds, from Numba's driver and from NVIDIA's bindings
         words = " ".join(str(error).split())
         return 0, words.removeprefix("Error at driver init: ").rstrip(": ") or type(error).__name__
-    return 0, "no device"
+    return 0, "CUDA's compiler library, NVVM, is missing"
 
 
 @functools.cache
@@ -99,6 +99,9 @@ def using_stream(stream: Any) -> Iterator[None]:
     >>> with using_stream(0):  # CUDA's default stream
     ...     pass
     """
+    if not _is_stream(stream):
+        expected = "a stream of Numba, CuPy or torch, or its address"
+        raise TypeError(message("nblstm.cuda.using_stream stream", expected, type(stream).__name__))
     token = _stream.set(stream)
     try:
         yield
@@ -109,6 +112,14 @@ def using_stream(stream: Any) -> Iterator[None]:
 def current_stream() -> Any:
     """Return the stream of this call as Numba takes it: a stream of Numba, or 0 for the default one."""
     return _as_stream(_stream.get())
+
+
+def _is_stream(value: Any) -> bool:
+    if isinstance(value, int):
+        return not isinstance(value, bool)
+    addresses = (getattr(value, name, None) for name in ("cuda_stream", "ptr"))
+    of_numba = hasattr(value, "auto_synchronize")
+    return of_numba or hasattr(value, "__cuda_stream__") or any(isinstance(address, int) for address in addresses)
 
 
 def _as_stream(stream: Any) -> Any:
@@ -123,12 +134,10 @@ def _as_stream(stream: Any) -> Any:
     return stream
 
 
-def _order_after(other: Any, stream: Any) -> None:
-    """Let what comes on `stream` wait for what is under way on another one, given as its address too; None: nothing."""
-    if other is None or SIMULATED:
-        return
-    other = cuda.external_stream(other) if isinstance(other, int) else other
-    if int(other) != int(stream):
+def order_after(other: Any, stream: Any) -> None:
+    """Let what comes on `stream` wait for what is under way on another one, or on the one with that address."""
+    if not SIMULATED and int(other) != int(stream):
+        other = cuda.external_stream(other) if isinstance(other, int) and other else other
         event = cuda.event(timing=False)
         event.record(other)
         event.wait(stream)
@@ -140,15 +149,43 @@ def on_device(value: Any) -> bool:
 
 
 def as_device_array(argument: str, value: Any, stream: Any) -> DeviceArray:
-    """Return an array with ``__cuda_array_interface__`` as Numba's, without a copy; work on `stream` waits for it."""
+    """Return an array with ``__cuda_array_interface__`` as Numba's, without a copy; work on `stream` waits for it.
+
+    An array that names no stream is taken for one of the default stream.
+    """
     if getattr(value, "__cuda_ndarray__", False):
-        _order_after(value.stream or None, stream)
+        order_after(value.stream, stream)
         return value
     interface = value.__cuda_array_interface__
     if interface.get("mask") is not None:
         raise TypeError(message(argument, "an array without a mask", "one with a mask"))
-    _order_after(interface.get("stream"), stream)
+    order_after(interface.get("stream") or 0, stream)
     return cuda.from_cuda_array_interface(interface, owner=value, sync=False)
+
+
+def check_there(argument: str, array: DeviceArray, index: int) -> None:
+    """Raise ValueError for an array in the memory of another device, where the driver can say that it is."""
+    found = _device_of(array) if array.size else None
+    if found is not None and found != index:
+        raise ValueError(message(argument, f"an array on cuda:{index}", f"one on cuda:{found}"))
+
+
+def _device_of(array: DeviceArray) -> int | None:
+    """Return the number of the device that an array lies on; None if the driver does not say, or it lies on no one."""
+    if SIMULATED:
+        return None
+    from cuda.bindings import driver
+
+    attribute, address = driver.CUpointer_attribute, array.device_ctypes_pointer.value
+    of_device = driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+    found = {}
+    for name in ("MEMORY_TYPE", "IS_MANAGED", "DEVICE_ORDINAL"):
+        asked = getattr(attribute, f"CU_POINTER_ATTRIBUTE_{name}")
+        status, found[name] = driver.cuPointerGetAttribute(asked, address)
+        if int(status):
+            return None
+    on_one = int(found["MEMORY_TYPE"]) == int(of_device) and not int(found["IS_MANAGED"])
+    return int(found["DEVICE_ORDINAL"]) if on_one else None
 
 
 def upload(array: Array, stream: Any) -> DeviceArray:
@@ -182,9 +219,18 @@ def address_range(array: DeviceArray) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def selected(index: int) -> Iterator[None]:
-    """Make a device the current one within the block."""
-    with cuda.gpus[index]:
-        yield
+    """Make a device the current one within the block; if none was, it stays the thread's."""
+    current = cuda.gpus.current
+    if current is not None and current.id != index:
+        with cuda.gpus[index]:
+            yield
+        return
+    if current is None:
+        # numba-cuda frees the arrays of a call when they die, which is after it, in whatever context is current then.
+        cuda.select_device(index)
+    else:
+        cuda.current_context()  # another library may have made it: Numba has to get it ready
+    yield
 
 
 def device_function(function: Any) -> Any:

@@ -11,7 +11,8 @@ import numpy as np
 
 from nblstm.arrays import Array
 from nblstm.cuda import plan as planning
-from nblstm.cuda.device import SIMULATED, DeviceArray, Kernel, empty, limits, strided, upload
+from nblstm.cuda.cells import cell_functions
+from nblstm.cuda.device import SIMULATED, DeviceArray, Kernel, empty, limits, strided, synchronize, upload
 from nblstm.cuda.dropout import drop_units
 from nblstm.cuda.plan import Plan, Products
 from nblstm.cuda.products import LARGE, SMALL, Tile, assign, product, spread
@@ -241,8 +242,6 @@ def first_positions(layout: SequenceLayout) -> list[int]:
 
 
 def _kept_slots(layer: LayerWeights) -> int:
-    from nblstm.cuda.cells import cell_functions
-
     return cell_functions(layer.cell, layer.input.dtype).kept + layer.projects
 
 
@@ -301,12 +300,15 @@ def fill(target: DeviceArray, place: Place) -> None:
 @functools.cache
 def nothing(dtype: Any) -> DeviceArray:
     """Return an array of no elements."""
+    # A null pointer, which is the same on all devices.
     return empty((0,), dtype, 0)
 
 
 @functools.cache
 def _zero(dtype: Any, index: int) -> DeviceArray:
-    return upload(np.zeros(1, dtype), 0)
+    zero = upload(np.zeros(1, dtype), 0)
+    synchronize(0)  # other calls read it on other streams
+    return zero
 
 
 def copy(target: DeviceArray, source: DeviceArray, place: Place) -> None:

@@ -14,6 +14,7 @@ from nblstm.cuda.device import DeviceArray, as_device_array, empty, on_device, s
 from nblstm.cuda.engine import Place, copy, fill, pack_layer, run_layers
 from nblstm.engine.run import SequenceLayout
 from nblstm.errors import message
+from nblstm.layers import checks
 from nblstm.layers.call import SequenceCall
 from nblstm.layers.gradients import Backward, Gradients
 from nblstm.sequences import PackedSequence
@@ -194,8 +195,11 @@ class DeviceBackward:
         input: bool,
         place: Place,
     ) -> None:
-        self._call, self._tape, self._parameters, self._input, self._place = call, tape, parameters, input, place
+        # Not the call, whose output and states would lie in memory as long as this.
+        self._checked, self._x_shape = call.checked, tuple(call.x.shape)
+        self._tape, self._parameters, self._input, self._place = tape, parameters, input, place
         stands = [np.broadcast_to(np.zeros((), state.dtype), tuple(state.shape)) for state in call.states]
+        self._states = stands
         # The CPU's, for its checks of what comes and its names of what goes.
         self._host = Backward(name, call.checked, None, stands, parameters, suffixes, input)
         self._name = name
@@ -204,11 +208,12 @@ class DeviceBackward:
         """Return the gradients of a scalar; arguments and errors are those of `nblstm.layers.gradients.Backward`."""
         with device.selected(self._place.index):
             place = Place(self._place.index, device.current_stream())
+            device.order_after(self._place.stream, place.stream)
             dy, d_states = self._given(d_output, d_state, place)
-            checked = self._call.checked
+            checked = self._checked
             if checked.layout.batch == 0:
                 named = {name: _zeros_like(array, place) for name, array in self._parameters.items()}
-                dx = empty(tuple(self._call.x.shape), self._call.x.dtype, place.stream) if self._input else None
+                dx = empty(self._x_shape, self._states[0].dtype, place.stream) if self._input else None
             else:
                 found, dx = run_backward(self._tape, dy, d_states, self._input, place)
                 named = self._host._named(found)
@@ -218,18 +223,18 @@ class DeviceBackward:
 
     def _given(self, d_output: Any, d_state: Any, place: Place) -> tuple[DeviceArray | None, list[DeviceArray]]:
         """Check the gradients that a call is given; bring them to the device, the states in fresh arrays."""
-        checked, name = self._call.checked, f"{self._name} backward"
+        checked, name = self._checked, f"{self._name} backward"
         packed = d_output is not None and not isinstance(d_output, np.ndarray) and hasattr(d_output, "batch_sizes")
         data = d_output.data if packed else d_output
         stand = stand_in(data)
-        several = _each(d_state, len(self._call.states))
+        several = _each(d_state, len(self._states))
         values = [d_state] if several is None else several
         states_in = stand_in(d_state) if several is None else tuple(map(stand_in, several))
         self._host._checked(_packed_on_host(d_output, stand) if packed else stand, states_in)
         dy = None if data is None else steps_first(checked, moved(f"{name} d_output", data, place))
         d_states = []
-        for number, state in enumerate(self._call.states):
-            fresh = empty(tuple(state.shape), state.dtype, place.stream)
+        for number, state in enumerate(self._states):
+            fresh = empty(state.shape, state.dtype, place.stream)
             if d_state is None:
                 fill(fresh, place)
             else:
@@ -255,7 +260,9 @@ def _zeros_like(array: Array, place: Place) -> DeviceArray:
 def moved(argument: str, value: Any, place: Place) -> DeviceArray:
     """Return an array that has been checked in the memory of the device: itself if it lies there."""
     if on_device(value):
-        return as_device_array(argument, value, place.stream)
+        array = as_device_array(argument, value, place.stream)
+        device.check_there(argument, array, place.index)
+        return array
     return upload(as_array(argument, value), place.stream)
 
 
@@ -285,10 +292,14 @@ def check_out(name: str, out: Any, expected: Array, given: DeviceArray, place: P
     if not on_device(out):
         raise TypeError(message(argument, "an array in the memory of the device", type(out).__name__))
     found = as_device_array(argument, out, place.stream)
+    device.check_there(argument, found, place.index)
     if tuple(found.shape) != expected.shape:
         raise ValueError(message(argument, str(expected.shape), tuple(found.shape)))
     if found.dtype != expected.dtype:
         raise ValueError(message(argument, f"dtype {expected.dtype}", found.dtype))
+    if checks.may_overlap_itself(found):
+        expects = "elements that share no memory with one another"
+        raise ValueError(message(argument, expects, f"strides {tuple(found.strides)}"))
     first, last = device.address_range(found)
     begin, end = device.address_range(given)
     if first < end and begin < last:

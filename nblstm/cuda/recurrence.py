@@ -20,7 +20,7 @@ from nblstm.cuda.device import SIMULATED, Kernel, cuda
 from nblstm.cuda.slices import block_product
 from nblstm.kernels.cells import Cell
 
-# Units that a thread takes through the cell for a block of rows, at most: they are in registers while it multiplies.
+# Units that a thread takes through the cell for a block of rows, at most: it holds what they need over the product.
 ITEMS = 8 if SIMULATED else 4
 
 
@@ -86,7 +86,7 @@ def recurrence(cell: Cell, dtype: np.dtype[Any], rows: int, persistent: bool, pr
             now, after = step % 2, (step + 1) % 2
             if persistent or stage == 0:
                 for first_row in range(0, alive, row_block):
-                    for i in range(ITEMS):  # asked for now, there when the product is done
+                    for i in range(ITEMS):  # read before the product, used after it
                         at = thread + i * threads
                         unit, r = first_unit + at % own, first_row + at // own
                         if at < own * row_block and unit < units and r < alive:
@@ -128,7 +128,7 @@ def recurrence(cell: Cell, dtype: np.dtype[Any], rows: int, persistent: bool, pr
                 if persistent:
                     if cuda.gridDim.x > 1:
                         grid.sync()
-                    else:  # takes a tenth of the time
+                    else:  # one block needs no meeting of the grid
                         cuda.syncthreads()
             if projects and (persistent or stage == 1):
                 for first_row in range(0, alive, row_block):
@@ -147,7 +147,7 @@ def recurrence(cell: Cell, dtype: np.dtype[Any], rows: int, persistent: bool, pr
                 if persistent:
                     if cuda.gridDim.x > 1:
                         grid.sync()
-                    else:  # takes a tenth of the time
+                    else:  # one block needs no meeting of the grid
                         cuda.syncthreads()
 
     index = numba.int64

@@ -221,7 +221,7 @@ class Layer:
         Raises
         ------
         TypeError
-            Neither a device nor float32 or float64.
+            Neither a device nor float32 or float64; two devices, or two dtypes.
         RuntimeError
             There is no such device, or numba-cuda is not installed; the error says how to install it.
         ValueError
@@ -229,8 +229,12 @@ class Layer:
         """
         name = type(self).__name__
         if device_or_dtype is not None and _names_a_device(device_or_dtype):
-            device = device_or_dtype if device is None else device
+            if device is not None:
+                raise TypeError(message(f"{name}.to device", "one device", f"{device_or_dtype!r} and {device!r}"))
+            device = device_or_dtype
         elif device_or_dtype is not None or (dtype is None and device is None):
+            if dtype is not None:
+                raise TypeError(message(f"{name}.to dtype", "one dtype", f"{device_or_dtype!r} and {dtype!r}"))
             dtype = float_dtype(f"{name}.to dtype", device_or_dtype)
         found = self.dtype if dtype is None else float_dtype(f"{name}.to dtype", dtype)
         home = self._home if device is None else self._home_on(f"{name}.to device", str(device))

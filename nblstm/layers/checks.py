@@ -206,7 +206,7 @@ def check_out(layer: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]
         raise ValueError(message(argument, "a writeable array", "a read-only one"))
     if any(np.may_share_memory(out, array) and _shares_memory(out, array) for array in inputs):
         raise ValueError(message(argument, "memory of its own", "an array that shares memory with the input or hx"))
-    if _may_overlap_itself(out):
+    if may_overlap_itself(out):
         expected = "elements that share no memory with one another"
         raise ValueError(message(argument, expected, f"strides {out.strides}"))
     return out
@@ -219,9 +219,9 @@ def _shares_memory(one: Array, other: Array) -> bool:
         return True
 
 
-def _may_overlap_itself(array: Array) -> bool:
-    """Say whether two elements may share memory: False for all that slicing and transposing make."""
-    reach = array.itemsize  # bytes from the first to the last byte along the axes with the smaller strides
+def may_overlap_itself(array: Any) -> bool:
+    """Say whether two elements may share memory: False for all that slicing and transposing make; on a device too."""
+    reach = array.dtype.itemsize  # bytes from the first to the last byte along the axes with the smaller strides
     for stride, size in sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)):
         if size > 1:
             if stride < reach:

@@ -104,7 +104,9 @@ class RecurrentLayer(Layer):
 
     def _home_on(self, argument: str, device: str) -> Any:
         # By its name: it stands a floor above, and programs on the CPU start without it.
-        return None if device == "cpu" else importlib.import_module("nblstm.cuda.home").home(argument, device)
+        if device == "cpu" or not importlib.import_module("nblstm.cuda.cells").has_kernels(self._cell):
+            return super()._home_on(argument, device)
+        return importlib.import_module("nblstm.cuda.home").home(argument, device)
 
     def _check_on_cpu(self, what: str) -> None:
         if self._home is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,9 @@ def test_out() -> None:
         layer(x, hx, out=device.empty((3, 2, 5), np.dtype(np.float32), 0))
     with pytest.raises(ValueError, match="LSTM out: expected dtype float32, got float64"):
         layer(x, hx, out=device.empty((3, 2, 4), np.dtype(np.float64), 0))
+    strides = (0, *out.strides[1:])
+    with pytest.raises(ValueError, match="LSTM out: expected elements that share no memory with one another"):
+        layer(x, hx, out=device.strided(out, (3, 2, 4), strides))
     square = nblstm.LSTM(4, 4, seed=0).to("cuda")
     with pytest.raises(ValueError, match="shares memory"):
         square(out, out=out)
@@ -141,6 +145,47 @@ def test_a_stream_of_ones_own() -> None:
     assert gradients.input.shape == x.shape
     if not device.SIMULATED:
         assert int(output.stream) == int(stream)
+
+
+def test_the_way_back_waits_for_the_calls_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[Any] = []
+    order = device.order_after
+    monkeypatch.setattr(
+        device, "order_after", lambda other, stream: (waits.append((other, stream)), order(other, stream))
+    )
+    layer = nblstm.LSTM(3, 4, seed=0).to("cuda")
+    x, _ = random_inputs(layer, 3, 2)
+    one, other = device.cuda.stream(), device.cuda.stream()
+    with using_stream(one):
+        (output, _), backward = layer.vjp(x)
+    d_output = np.ones(output.shape, np.float32)
+    waits.clear()
+    with using_stream(other):
+        backward(d_output)
+    assert waits == [(one, other)]
+
+
+def test_arrays_of_another_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nblstm.LSTM(3, 4, seed=0).to("cuda")
+    x = device.upload(np.zeros((3, 2, 3), np.float32), 0)
+    monkeypatch.setattr(device, "_device_of", lambda array: 1)
+    with pytest.raises(ValueError, match="LSTM input: expected an array on cuda:0, got one on cuda:1"):
+        layer(x)
+
+
+@pytest.mark.parametrize("build", [nblstm.LSTM, nblstm.GRU])
+def test_many_calls_in_a_fresh_thread(build: Any) -> None:
+    layer = build(3, 4, seed=0)
+    x, hx = random_inputs(layer, 3, 2)
+    expected, found = layer(x, hx)[0], []
+    layer.to("cuda")
+    calls = 3 if device.SIMULATED else 50
+    thread = threading.Thread(target=lambda: found.extend(np.asarray(layer(x, hx)[0]) for _ in range(calls)))
+    thread.start()
+    thread.join()
+    assert len(found) == calls
+    for one in found:
+        np.testing.assert_allclose(one, expected, atol=1e-6)
 
 
 @pytest.mark.skipif(device.SIMULATED, reason="the simulator's arrays have no addresses")
