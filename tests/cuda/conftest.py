@@ -6,7 +6,9 @@ skipped.
 
 from __future__ import annotations
 
+import importlib
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,34 @@ HERE = Path(__file__).parent
 if device.SIMULATED:
     # Every thread of the GPU is one of Python's, and waits for the others at each meeting: 5 ms at a time by default.
     sys.setswitchinterval(1e-4)
+    kernelapi = importlib.import_module("numba.cuda.simulator.kernelapi")
+
+    class SharedArrays(dict[Any, Any]):
+        """The shared arrays of a block. Of two threads that asked at once, each could get an array of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._making = threading.Lock()
+
+        def get(self, place: Any, default: Any = None) -> Any:
+            """Return the array of a place; whoever finds none goes on alone, and makes it."""
+            self._making.acquire()
+            if (found := super().get(place, default)) is not None:
+                self._making.release()
+            return found
+
+        def __setitem__(self, place: Any, array: Any) -> None:
+            super().__setitem__(place, array)
+            if self._making.locked():  # test_cuda_blocks.py makes them without a look
+                self._making.release()
+
+    begin = kernelapi.FakeCUDAShared.__init__
+
+    def begin_with_shared_arrays(shared: Any, *arguments: Any) -> None:
+        begin(shared, *arguments)
+        shared._allocations = SharedArrays()
+
+    kernelapi.FakeCUDAShared.__init__ = begin_with_shared_arrays
 
 
 def _problem() -> str:
