@@ -130,7 +130,7 @@ def num_threads(n: int) -> Iterator[None]:
 
 
 def setting() -> int:
-    """Return the number that was set, 0 if none was: in a thirtieth of the time that it takes to ask for cores."""
+    """Return the number that was set, 0 if none was: for what is decided once for a setting, as a step of a cell."""
     return _num_threads
 
 

@@ -154,7 +154,6 @@ def test_a_team_that_gets_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not team._team.helpers and len(asked) == 1
 
 
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="who has but one core does not swap at the same time")
 def test_a_helper_that_misses_a_place_takes_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """`_enter` as Python, with another helper that takes a place between its look at the door and its own swap."""
     words = dict.fromkeys(range(200), 0)
