@@ -1,12 +1,15 @@
 """The packed matrix product against plain NumPy, and its order of summation against itself."""
 
+import re
+
+import numba
 import numpy as np
 import pytest
 
 from nblstm.engine.packing import pack_panels
 from nblstm.kernels import policy
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.tile import PANEL_VECTORS, ROWS
+from nblstm.kernels.tile import PANEL_VECTORS, ROWS, multiply_tile
 
 
 @policy.open_entry
@@ -77,3 +80,21 @@ def test_every_term_is_fused():
     e = np.float32(2.0**-12)
     a, w = np.array([[1, 1 + e]], np.float32), np.array([[-1, 1 + e]], np.float32)
     assert multiply(a, w, np.zeros(1, np.float32))[0, 0] == np.float32(2 * e + e * e)
+
+
+@pytest.mark.skipif(not policy.HAS_FMA or policy.VECTOR_BYTES == 16, reason="of AVX2 and AVX-512")
+@pytest.mark.parametrize("dtype", [numba.float32, numba.float64])
+def test_no_loop_of_a_tile_keeps_a_sum_in_memory(dtype):
+    # LLVM spills where the order of loads leaves it no way through the registers: a seventh of the speed of 4 rows.
+    whole, numbers = numba.int64, dtype[::1]
+
+    @numba.njit((whole, whole, whole, numbers, numbers, numbers), error_model="numpy")
+    def tiles(rows, panels, terms, a, b, d):
+        multiply_tile(rows, panels, terms, 128, a, 0, terms, b, 0, 1000, -1, d, 0, 1000, 100, d, 0, 1000, 100)
+
+    (assembly,) = tiles.inspect_asm().values()
+    blocks = re.split(r"^(?=\.LBB)", assembly, flags=re.MULTILINE)
+    loops = [block for block in blocks if "vfmadd" in block and f"jl\t{block.partition(':')[0]}" in block]
+    assert len(loops) >= ROWS
+    for loop in loops:
+        assert not re.search(r"mm\d+, -?\d*\(%rsp", loop), loop

@@ -102,7 +102,9 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
     if rows == 0:
         return
     tiles = (rows + ROWS - 1) // ROWS
-    at_once = PANELS_AT_ONCE[rows // tiles]  # of the lowest tile: the higher ones take no more
+    at_once = PANELS_AT_ONCE[rows // tiles]
+    if rows % tiles:  # tiles of two heights, of which each takes panels by its own number
+        at_once *= PANELS_AT_ONCE[rows // tiles + 1]
     chains = max(1, (terms + _CHAIN - 1) // _CHAIN)
     chain = (terms + chains - 1) // chains  # of nearly equal length
     groups = (last_panel - first_panel + at_once - 1) // at_once

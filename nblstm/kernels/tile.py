@@ -24,7 +24,8 @@ Two FMA units with a latency of four need eight sums in flight, and registers bo
 
 With few rows a tile takes several panels at once to have enough sums in flight (`PANELS_AT_ONCE`). Of the two operands
 of a term, registers hold the fewer vectors and the others pass one by one: 3 rows x 4 vectors fit 16 registers as 12
-accumulators, 3 numbers and 1 weight, and LLVM would spill with 4 weights and 1 number.
+accumulators, 3 numbers and 1 weight, and LLVM would spill with 4 weights and 1 number. Panels of 2 vectors give 4 rows
+8 accumulators, as many as must be in flight and none to spare; so they take 3 panels as two tiles of 3 vectors.
 
 Terms go four to a turn of the loop, from addresses that LLVM may not take apart: it made a chain of additions of them,
 25 instructions a term where 21 do. On an idle core the multiply-adds hide that; where another guest of the machine has
@@ -52,9 +53,10 @@ from nblstm.kernels.simd import I64, data_of, llvm_element, llvm_fma, llvm_prefe
 
 ROWS = 6
 PANEL_VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
-# By the number of rows: 8 accumulators or more, and never more panels than with fewer rows. Without a fused
-# multiply-add a product needs a register of its own, and 3 rows of 4 vectors would spill.
-PANELS_AT_ONCE = (0, 2, 1, 1, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, 2 if HAS_FMA else 1, 1, 1, 1)
+# By the number of rows: 8 accumulators or more, and 12 for 4 rows, which are up to a seventh faster. Without a fused
+# multiply-add a product needs a register of its own, and 3 rows of 4 vectors, or 4 of 3, would spill.
+PANELS_AT_ONCE = (0, 2, 1, 1, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, *((2, 3) if HAS_FMA else (1, 1)), 1, 1)
+_ACCUMULATORS = 24 if VECTOR_REGISTERS == 32 else 12
 _UNROLL = 4  # a power of two
 # With fewer rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
 _ROWS_TO_PREFETCH = 4
@@ -88,27 +90,24 @@ def _add_term(
 ) -> list[list[ir.Value]]:
     """Emit the multiply-adds of one term; return the sums by row and vector.
 
-    `numbers` point to the term's number of each row, `weights` to its vectors in each panel.
+    `numbers` point to the term's number of each row, `weights` to its vectors.
     """
-    item, lanes = dtype.bitwidth // 8, llvm_vector(dtype).count
-    columns = list(product(weights, range(PANEL_VECTORS)))
 
     def weight(v: int) -> ir.Value:
-        panel, place = columns[v]
-        return builder.load(_vector_pointer(builder, dtype, panel, place * lanes), align=item)
+        return builder.load(_vector_pointer(builder, dtype, weights[v], 0), align=dtype.bitwidth // 8)
 
     def number(r: int) -> ir.Value:
-        return splat(builder, builder.load(numbers[r]), lanes)
+        return splat(builder, builder.load(numbers[r]), llvm_vector(dtype).count)
 
     sums = [[*row] for row in accumulators]
-    if len(numbers) < len(columns):
+    if len(numbers) < len(weights):
         held = [number(r) for r in range(len(numbers))]
-        for v in range(len(columns)):
+        for v in range(len(weights)):
             w = weight(v)
             for r, n in enumerate(held):
                 sums[r][v] = llvm_fma(builder, n, w, accumulators[r][v])
     else:
-        held = [weight(v) for v in range(len(columns))]
+        held = [weight(v) for v in range(len(weights))]
         for r in range(len(numbers)):
             n = number(r)
             for v, w in enumerate(held):
@@ -126,12 +125,29 @@ def _phis(builder: ir.IRBuilder, *incoming: tuple[list[list[ir.Value]], ir.Block
     return phis
 
 
+_Column = tuple[int, int]  # a panel, and which of its vectors
+
+
+def _tiles(rows: int, panels: int) -> list[list[_Column]]:
+    """Return the columns of the tiles, one after another, that together do `panels` panels."""
+    vectors = list(product(range(panels), range(PANEL_VECTORS)))
+    size = len(vectors) // -(-rows * len(vectors) // _ACCUMULATORS)
+    tiles = []
+    for first in range(0, len(vectors), size):
+        columns = vectors[first : first + size]
+        of_panel = [panel for panel, _ in columns]
+        # Of 4 rows x 3 vectors, which fill all 16 registers, LLVM spills some in any other order.
+        tiles.append(sorted(columns, key=lambda column: of_panel.count(column[0])))
+    return tiles
+
+
 class _Operands(NamedTuple):
     """Where the operands of a tile begin, as LLVM values."""
 
-    row_starts: list[ir.Value]
-    panel_starts: list[ir.Value]
-    ahead: ir.Value | None  # the part of the next panel to ask for; None: the tile asks for its own lines
+    rows: list[ir.Value]
+    weights: list[ir.Value]  # by column
+    to_fetch: list[ir.Value]  # what the tile asks for: its own panels, or parts of those that come next
+    alone: bool  # its own
 
     def add_terms(
         self, builder: ir.IRBuilder, dtype: types.Float, k: ir.Value, count: int, sums: list[list[ir.Value]]
@@ -139,19 +155,16 @@ class _Operands(NamedTuple):
         """Emit `count` terms from number k on; return the sums."""
         item, width = dtype.bitwidth // 8, PANEL_VECTORS * llvm_vector(dtype).count
         first = builder.mul(k, ir.Constant(I64, width))
-        panels = [builder.gep(start, [first]) for start in self.panel_starts]
-        rows = [builder.gep(start, [k]) for start in self.row_starts]
-        if len(rows) >= _ROWS_TO_PREFETCH and self.ahead is None:
-            for panel, line in product(panels, range(0, count * width * item, LINE)):
-                llvm_prefetch(builder, _vector_pointer(builder, dtype, panel, (_PREFETCH_BYTES + line) // item), 2)
-        elif len(rows) >= _ROWS_TO_PREFETCH and count == _UNROLL:
-            step = prefetch_step.py_func(width, item)
-            ahead = builder.gep(self.ahead, [builder.mul(k, ir.Constant(I64, step))])
-            for line in range(0, count * step * item, LINE):
-                llvm_prefetch(builder, _vector_pointer(builder, dtype, ahead, line // item), 2)
+        if self.alone or count == _UNROLL:
+            step = width if self.alone else prefetch_step.py_func(width, item)
+            begin, distance = builder.mul(k, ir.Constant(I64, step)), _PREFETCH_BYTES if self.alone else 0
+            for start, line in product(self.to_fetch, range(0, count * step * item, LINE)):
+                place = builder.gep(start, [begin])
+                llvm_prefetch(builder, _vector_pointer(builder, dtype, place, (distance + line) // item), 2)
         for term in range(count):
-            numbers = [builder.gep(row, [ir.Constant(I64, term)]) for row in rows]
-            weights = [builder.gep(panel, [ir.Constant(I64, term * width)]) for panel in panels]
+            numbers = [builder.gep(builder.gep(row, [k]), [ir.Constant(I64, term)]) for row in self.rows]
+            offset = ir.Constant(I64, term * width)
+            weights = [builder.gep(builder.gep(column, [first]), [offset]) for column in self.weights]
             sums = _add_term(builder, dtype, numbers, weights, sums)
         return sums
 
@@ -163,8 +176,7 @@ def _emit_chain(
     before, loop, after = builder.block, *(builder.append_basic_block(name) for name in ("turns", "rest"))
     count = builder.sub(last, first)
     whole = builder.add(first, builder.and_(count, ir.Constant(I64, -_UNROLL)))
-    columns = len(operands.panel_starts) * PANEL_VECTORS
-    zeros = [[ir.Constant(llvm_vector(dtype), None)] * columns for _ in operands.row_starts]
+    zeros = [[ir.Constant(llvm_vector(dtype), None)] * len(operands.weights) for _ in operands.rows]
     builder.cbranch(builder.icmp_signed("<", first, whole), loop, after)
 
     builder.position_at_end(loop)
@@ -192,13 +204,16 @@ def _emit_chain(
     return sums
 
 
-def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int, alone: bool) -> ir.Function:
-    """Return the LLVM function for a tile of `rows` x `panels`, emitting it into `module` at the first request.
+def _tile_function(
+    module: ir.Module, dtype: types.Float, rows: int, columns: list[_Column], alone: bool
+) -> ir.Function:
+    """Return the LLVM function for a tile, emitting it into `module` at the first request.
 
     void (terms, chain, a, a_row, b, b_panel, ahead, c, c_panel, c_row, d, d_panel, d_row); strides in elements.
     """
     element, vector = llvm_element(dtype), llvm_vector(dtype)
-    name = f"nblstm_tile_{dtype}_{vector.count}_{rows}x{panels}{'_alone' if alone else ''}"
+    places = "_".join(str(panel * PANEL_VECTORS + place) for panel, place in columns)
+    name = f"nblstm_tile_{dtype}_{vector.count}_{rows}x{places}{'_alone' if alone else ''}"
     if name in module.globals:
         return module.globals[name]
     pointer = element.as_pointer()
@@ -207,15 +222,19 @@ def _tile_function(module: ir.Module, dtype: types.Float, rows: int, panels: int
     function.linkage = "linkonce_odr"
     terms, chain, a, a_row, b, b_panel, ahead, c, c_panel, c_row, d, d_panel, d_row = function.args
     entry, begin, done = (function.append_basic_block(label) for label in ("entry", "begin", "done"))
-    columns = [(panel, v) for panel in range(panels) for v in range(PANEL_VECTORS)]
     builder = ir.IRBuilder(entry)
 
     def scaled(stride: ir.Value, count: int) -> ir.Value:
         return builder.mul(stride, ir.Constant(I64, count))
 
     row_starts = [_kept_whole(builder, builder.gep(a, [scaled(a_row, r)])) for r in range(rows)]
-    panel_starts = [builder.gep(b, [scaled(b_panel, p)]) for p in range(panels)]
-    operands = _Operands(row_starts, panel_starts, None if alone else ahead)
+    weights = [
+        builder.gep(builder.gep(b, [scaled(b_panel, panel)]), [ir.Constant(I64, place * vector.count)])
+        for panel, place in columns
+    ]
+    own = [panel for panel, place in columns if place == 0 and rows >= _ROWS_TO_PREFETCH]
+    to_fetch = [builder.gep(b if alone else ahead, [scaled(b_panel, panel)]) for panel in own]
+    operands = _Operands(row_starts, weights, to_fetch, alone)
     builder.branch(begin)
 
     builder.position_at_end(begin)
@@ -270,7 +289,7 @@ def multiply_tile(
     d_panel: Any,
     d_row: Any,
 ) -> Any:
-    """d = c + a b for `rows` rows (1 to ROWS) and `panels` panels (1, 2 or 4, up to PANELS_AT_ONCE[rows]).
+    """d = c + a b for `rows` rows (1 to ROWS) and `panels` panels (PANELS_AT_ONCE[rows], or that halved, down to 1).
 
     Starts and strides count elements of the contiguous 1-D arrays, of one dtype; nothing is checked. A chain has
     `chain` terms, at least 1 if there are any; the last one has what is left.
@@ -295,17 +314,19 @@ def multiply_tile(
         operands += [at(sig.args[15], d, d_start), d_panel, d_row]
         finished = builder.append_basic_block("tile.finished")
         is_alone = builder.zext(builder.icmp_signed("<", ahead, ir.Constant(I64, 0)), I64)
-        shape = builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows)
-        choice = builder.switch(builder.add(builder.mul(is_alone, ir.Constant(I64, 128)), shape), finished)
-        for count, width, alone in product(range(1, ROWS + 1), (1, 2, 4), (False, True)):
-            if width > PANELS_AT_ONCE[count]:
-                continue
-            block = builder.append_basic_block(f"tile.{count}x{width}")
-            choice.add_case(ir.Constant(I64, 128 * alone + 16 * width + count), block)
-            with builder.goto_block(block):
-                asks = alone and count >= _ROWS_TO_PREFETCH
-                builder.call(_tile_function(builder.module, dtype, count, width, asks), operands)
-                builder.branch(finished)
+        size = builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows)
+        choice = builder.switch(builder.add(builder.mul(is_alone, ir.Constant(I64, 128)), size), finished)
+        for count, alone in product(range(1, ROWS + 1), (False, True)):
+            width = PANELS_AT_ONCE[count]
+            while width:
+                block = builder.append_basic_block(f"tile.{count}x{width}")
+                choice.add_case(ir.Constant(I64, 128 * alone + 16 * width + count), block)
+                with builder.goto_block(block):
+                    for columns in _tiles(count, width):
+                        asks = alone and count >= _ROWS_TO_PREFETCH
+                        builder.call(_tile_function(builder.module, dtype, count, columns, asks), operands)
+                    builder.branch(finished)
+                width //= 2
         builder.position_at_end(finished)
         return context.get_dummy_value()
 
