@@ -28,6 +28,10 @@ class Start:
         """Time the import."""
         return "import nblstm"
 
+    def timeraw_import_of_a_layer(self) -> str:
+        """Time the import of a layer, with which Numba comes."""
+        return "from nblstm import LSTM"
+
     def timeraw_import_and_first_call(self) -> str:
         """Time the import and a call with kernels from the cache."""
         return FIRST_CALL
@@ -48,6 +52,7 @@ def main() -> None:
         "python": "pass",
         "import numba, numpy": "import numba, numpy",
         "import nblstm": "import nblstm",
+        "from nblstm import LSTM": "from nblstm import LSTM",
         "import and first call, cache filled": FIRST_CALL,
     }
     if importlib.util.find_spec("torch") is not None:

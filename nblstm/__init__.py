@@ -10,12 +10,6 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nblstm import functional
-from nblstm.engine.ahead import warmup
-from nblstm.layers.cells import GRUCell, LSTMCell, RNNCell
-from nblstm.layers.gru import GRU
-from nblstm.layers.lstm import LSTM
-from nblstm.layers.rnn import RNN
 from nblstm.sequences import (
     PackedSequence,
     pack_padded_sequence,
@@ -28,7 +22,12 @@ from nblstm.sequences import (
 from nblstm.threads import get_num_threads, num_threads, set_num_threads
 
 if TYPE_CHECKING:
-    from nblstm import cuda, nopython
+    from nblstm import cuda, functional, nopython
+    from nblstm.engine.ahead import warmup
+    from nblstm.layers.cells import GRUCell, LSTMCell, RNNCell
+    from nblstm.layers.gru import GRU
+    from nblstm.layers.lstm import LSTM
+    from nblstm.layers.rnn import RNN
     from nblstm.weights.files import load, save
 
 __version__ = "0.1.0"
@@ -58,22 +57,31 @@ __all__ = [
     "warmup",
 ]
 
-# What many programs never call comes with its first use: the readers of files take a tenth of the import.
-_LATER = {
-    "cuda": "nblstm.cuda",
-    "load": "nblstm.weights.files",
-    "nopython": "nblstm.nopython",
-    "save": "nblstm.weights.files",
+# These come with their first use: what computes needs Numba, which takes half a second to import. The threads do not: a
+# process that is forked before that is still to begin with one.
+_HOMES = {
+    "GRU": "layers.gru",
+    "GRUCell": "layers.cells",
+    "LSTM": "layers.lstm",
+    "LSTMCell": "layers.cells",
+    "RNN": "layers.rnn",
+    "RNNCell": "layers.cells",
+    "cuda": "cuda",
+    "functional": "functional",
+    "load": "weights.files",
+    "nopython": "nopython",
+    "save": "weights.files",
+    "warmup": "engine.ahead",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(_LATER[name])
-    value = globals()[name] = module if _LATER[name] == f"{__name__}.{name}" else getattr(module, name)
+    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    value = globals()[name] = home if _HOMES[name] == name else getattr(home, name)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_HOMES})

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import numba
-
 from nblstm import errors
 from nblstm.arrays import as_whole_number
 
@@ -39,6 +37,8 @@ def _available() -> int:
     global _cores, _known_until
     now = time.monotonic()
     if now >= _known_until:
+        import numba  # only here: it takes half a second, and who forks before the first call need not have it
+
         affinity = getattr(os, "sched_getaffinity", None)
         cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
         cores = math.ceil(min(cores, _quota(), numba.config.NUMBA_NUM_THREADS))

@@ -143,14 +143,28 @@ def test_files_are_short() -> None:
     assert not long
 
 
-def test_importing_it_is_light() -> None:
-    script = "import sys, nblstm; print(*sys.modules)"
+@pytest.mark.parametrize(
+    ("used", "needed"),
+    [
+        ("nblstm", {"numpy"}),
+        ("nblstm.load, nblstm.save", {"numpy"}),
+        ("nblstm.LSTM(2, 3)", {"numpy", "numba"}),
+    ],
+)
+def test_importing_it_is_light(used: str, needed: set[str]) -> None:
+    script = f"import sys, nblstm; {used}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
     packages = {name.partition(".")[0] for name in loaded}
-    assert {"nblstm", "numba"} <= packages
-    assert not {"torch", "matplotlib", "scipy", "safetensors", "onnxruntime", "openvino"} & packages
+    others = {"torch", "matplotlib", "scipy", "safetensors", "onnxruntime", "openvino"}
+    assert packages & {"numpy", "numba", *others} == needed
     # A fifth of a second, which the first compilation pays, or the first kernel from the cache.
     assert "numba.np.arrayobj" not in loaded
+
+
+def test_a_name_that_is_not_there() -> None:
+    assert set(nblstm.__all__) <= set(dir(nblstm))
+    with pytest.raises(AttributeError, match="no attribute 'LTSM'"):
+        nblstm.LTSM  # noqa: B018
 
 
 @pytest.mark.parametrize("name", nblstm.__all__)

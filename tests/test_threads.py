@@ -91,6 +91,22 @@ print(status, call())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_after_nothing_but_the_import():
+    script = """
+import os
+import nblstm
+from nblstm import threads
+threads._available = lambda: 64
+child = os.fork()
+if child == 0:
+    os._exit(nblstm.get_num_threads())
+print(nblstm.get_num_threads(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=SECONDS, check=True)
+    assert done.stdout.split() == ["64", "1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_fork_while_another_thread_compiles(expected, tmp_path):
     """A lock that the compiling thread holds would stay locked in the child for good."""
     body = """
