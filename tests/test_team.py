@@ -183,7 +183,8 @@ def test_brief_calls_wake_nobody_until_they_come_in_a_row(monkeypatch: pytest.Mo
     time.sleep(0.01)
     monkeypatch.setattr(plan, "_in_a_row", 0)
     monkeypatch.setattr(plan, "_SOON", 60.0)  # on a busy machine anything may lie between two calls
-    brief = plan.Plan(plan.ROWS, 2, 2, brief=True)
+    monkeypatch.setattr(plan, "_alone_until", 0.0)
+    brief = plan.Plan(plan.ROWS, 2, 2, brief=True, patience=1.0)
     found = [plan.is_for_one_thread_now(brief) for _ in range(plan._A_ROW + 1)]
     assert found[:-2] == [True] * (plan._A_ROW - 1) and not found[-1]
     monkeypatch.setattr(plan, "_SOON", 1e-9)
@@ -205,6 +206,38 @@ def test_a_brief_call_takes_one_thread_and_a_row_of_them_two(monkeypatch: pytest
             (_, backward) = lstm.vjp(x)
             backward(x[..., :1].repeat(96, axis=-1))
     assert members[0] == 1 and members[1:].count(2) >= 2 and members[1] == 1
+
+
+def test_a_short_call_that_was_held_up_keeps_the_next_ones_to_their_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_available", lambda: 2)
+    monkeypatch.setattr(plan, "_alone_until", 0.0)
+    monkeypatch.setattr(plan, "_WHILE", 60.0)
+    members: list[int] = []
+    wait = 0.0
+    run = team.run
+
+    def run_late(*arguments: int) -> None:
+        members.append(arguments[-1])
+        run(*arguments)
+        time.sleep(wait)
+
+    monkeypatch.setattr(team, "run", run_late)
+    short, x = nblstm.LSTM(128, 128, seed=0), np.ones((100, 1, 128), np.float32)
+    long, many = nblstm.LSTM(256, 256, seed=0), np.ones((50, 32, 256), np.float32)
+    with nblstm.num_threads(2):
+        (weights,) = short._weights.packed(short._pack)[0]
+        plan_of_short = plan.choose(weights, 1, 100, 1, 1, 2)
+        assert 1e-3 < plan_of_short.patience < 5e-3 and not plan_of_short.brief
+        short(x)
+        plan._alone_until = 0.0  # whatever a busy machine did
+        wait = plan_of_short.patience
+        short(x)
+        wait = 0.0
+        before = short(x)
+        long(many)
+        monkeypatch.setattr(plan, "_alone_until", 0.0)
+        after = short(x)
+    assert members == [2, 2, 1, 2, 2] and np.array_equal(before[0], after[0])
 
 
 def test_a_step_of_a_cell_stays_with_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,22 @@ def job_template(layer: list[DirectionWeights], steps: int, rows: int, mean_rows
     return template
 
 
+def layer_templates(
+    layers: list[list[DirectionWeights]], steps: int, rows: int, mean_rows: int, threads: int
+) -> list[JobTemplate] | None:
+    """Return a template for each of several layers of one direction at once; None where one after another is faster."""
+    templates = layers[0][0].job_templates
+    key = steps, rows, mean_rows, threads, -len(layers)
+    if key not in templates:
+        if len(templates) >= _MOST_TEMPLATES:
+            templates.clear()
+        plan = planning.choose_for_layers([first for (first,) in layers], steps, rows, mean_rows, threads)
+        several = None if plan is None else [_make_template(layer, plan, steps, rows) for layer in layers]
+        templates[key] = several
+    found: list[JobTemplate] | None = templates[key]
+    return found
+
+
 def _make_template(layer: list[DirectionWeights], plan: Plan, steps: int, rows: int) -> JobTemplate:
     records = np.zeros((len(layer), len(FIELDS)), np.int64)
     workspace, size = workspace_of(layer[0], plan, steps, rows)

@@ -1,11 +1,12 @@
 """How to split a call: a small model of what each way would cost, and the cheapest one.
 
-Four ways, all with the same bits:
+Five ways, all with the same bits:
 
 * serial: one slice of all rows and directions;
 * directions: each direction on a thread, which never wait for each other;
 * rows of the batch over threads: no waiting either, but every thread reads all weights;
-* hidden units over threads: each reads its share of the weights at every step, and all meet after each step.
+* hidden units over threads: each reads its share of the weights at every step, and all meet after each step;
+* layers over threads: each is a block of steps behind the one before it, and all meet after a block.
 
 The model counts, for one step of one slice, the time of the multiply-adds, the time to read the weights, the time of
 the units and the time to meet. Its constants were measured on one kind of machine (docs/performance.md), and only
@@ -14,12 +15,13 @@ their ratios matter.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from nblstm.engine.packing import DirectionWeights
-from nblstm.kernels.job import ROWS, UNITS
+from nblstm.kernels.job import LAYERS, ROWS, UNITS
 from nblstm.kernels.policy import lanes
 from nblstm.kernels.tile import PANEL_VECTORS
 from nblstm.kernels.tile import ROWS as TILE_ROWS
@@ -29,6 +31,7 @@ from nblstm.threads import usable
 _LAUNCH = 5000.0  # for helpers that are awake: 1000, and what goes from the caller's cache to theirs
 _WAKE = 150000.0  # more, for helpers that have gone to sleep: what they read is no longer in their cache either
 _LAUNCH_OF_WORK = 25000.0  # of products, updates and losses, for which they may be either
+_MEET_OF_LAYERS = 4000.0  # and what a block begins with: inputs from another core, a product of few rows
 _STEP = 200.0
 _MEET = 1000.0
 _MEET_PER_ROW = 40.0  # what the others wrote of a row of h has to come from their caches
@@ -52,16 +55,22 @@ _ROWS_OF_A_BLOCK_FROM_MEMORY = 192
 # A call is soon after another if helpers may be awake since then (nblstm.kernels.board); so many brief calls, one soon
 # after another, are a row, and worth to wake them for.
 _SOON, _A_ROW = 4e-4, 8
-_asked, _in_a_row = 0.0, 0
+_last, _in_a_row = 0.0, 0
+# Seconds. A helper that another process takes off its core within its slice is gone for some milliseconds: that is much
+# for a short call, and so a call that took so long keeps the next short ones to their callers for a while.
+_SHORT, _HELD_UP, _WHILE = 2e-3, 2e-3, 1e-2
+_alone_until = -math.inf
 
 
 class Plan(NamedTuple):
     """How one layer of a call is split."""
 
-    split: int  # ROWS or UNITS
+    split: int  # ROWS, UNITS or LAYERS
     parts: int  # slices of each direction
     threads: int
     brief: bool = False  # faster than on one thread only where the helpers need not be woken first
+    patience: float = math.inf  # seconds, beyond which a short call was held up by its helpers
+    block: int = 0  # of LAYERS: steps of each between two meetings
 
 
 def block_of(rows: int, steps: int, weight_bytes: int) -> int:
@@ -75,30 +84,72 @@ def block_of(rows: int, steps: int, weight_bytes: int) -> int:
     return -(-steps // blocks)
 
 
+_SERIAL = Plan(ROWS, 1, 1)
+# Estimated as equal, as for one row of 256 units, they were slower: a core's cache has all weights of a layer to hold.
+_WORTH_LAYERS = 0.97
+_BLOCKS_OF_LAYERS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+
+
 def choose(weights: DirectionWeights, directions: int, steps: int, rows: int, mean_rows: int, threads: int) -> Plan:
     """Return the plan of least estimated time for one layer on up to `threads` threads.
 
     Of the `rows` of the batch `mean_rows` run at a step in the mean.
     """
-    serial = Plan(ROWS, 1, 1)
     if threads == 1:
-        return serial
-    candidates = [serial, *_parallel_plans(weights, directions, rows, threads)]
-    times = [estimate(plan, weights, directions, steps, mean_rows) for plan in candidates]
+        return _SERIAL
+    candidates = [_SERIAL, *_parallel_plans(weights, directions, rows, threads)]
+    return _best(candidates, [estimate(plan, weights, directions, steps, mean_rows) for plan in candidates])
+
+
+def _best(candidates: Sequence[Plan], times: Sequence[float]) -> Plan:
+    """Return the candidate of least time; the first one is for one thread."""
     alone, least = times[0], min(times)
     plan = candidates[times.index(least)]
-    return plan._replace(brief=plan.threads > 1 and least + _WAKE > alone)
+    if plan.threads == 1:
+        return plan
+    patience = _HELD_UP + 2e-9 * alone if alone < 1e9 * _SHORT else math.inf
+    return plan._replace(brief=least + _WAKE > alone, patience=patience)
+
+
+def choose_for_layers(
+    layers: Sequence[DirectionWeights], steps: int, rows: int, mean_rows: int, threads: int
+) -> Plan | None:
+    """Return the plan for several layers of one direction at once, or None where one after another is faster."""
+    apart = [choose(weights, 1, steps, rows, mean_rows, threads) for weights in layers]
+    one_by_one = sum(estimate(p, weights, 1, steps, mean_rows) for p, weights in zip(apart, layers, strict=True))
+    blocks = [block for block in _BLOCKS_OF_LAYERS if block < steps and block * mean_rows <= _ROWS_OF_A_BLOCK]
+    plans = [Plan(LAYERS, 1, min(threads, len(layers)), block=block) for block in blocks if threads > 1]
+    times = [_estimate_layers(plan, layers, steps, mean_rows) for plan in plans]
+    if min(times, default=math.inf) > _WORTH_LAYERS * one_by_one:
+        return None
+    alone = sum(estimate(_SERIAL, weights, 1, steps, mean_rows) for weights in layers)
+    return _best([_SERIAL, *plans], [alone, *times])
 
 
 def is_for_one_thread_now(plan: Plan) -> bool:
-    """Say whether helpers would have to be woken for a brief plan: calls do not come in a row, so that they sleep."""
-    global _asked, _in_a_row
-    if not plan.brief:
+    """Say whether a short call does without helpers: where they keep others up, or sleep and would be woken for little.
+
+    They sleep if brief calls do not come in a row.
+    """
+    global _last, _in_a_row
+    if plan.patience == math.inf:
         return False
     now = time.perf_counter()
-    _in_a_row = _in_a_row + 1 if now - _asked < _SOON else 0
-    _asked = now
+    if now < _alone_until:
+        return True
+    if not plan.brief:
+        return False
+    _in_a_row = _in_a_row + 1 if now - _last < _SOON else 0
+    _last = now
     return _in_a_row < _A_ROW
+
+
+def heed(plan: Plan, begin: float, end: float) -> None:
+    """Take note of when a call by this plan began and ended, in seconds of `time.perf_counter`."""
+    global _alone_until, _last
+    _last = end
+    if end - begin > plan.patience:
+        _alone_until = end + _WHILE
 
 
 def _parallel_plans(weights: DirectionWeights, directions: int, rows: int, threads: int) -> Iterator[Plan]:
@@ -125,6 +176,22 @@ def estimate(plan: Plan, weights: DirectionWeights, directions: int, steps: int,
     meet = _MEET + rows * _MEET_PER_ROW + max(0, plan.parts - 2) * _MEET_PER_PART
     launch = _LAUNCH if plan.threads > 1 else 0.0
     return launch + steps * (waves * step + meetings * meet)
+
+
+def _estimate_layers(plan: Plan, layers: Sequence[DirectionWeights], steps: int, rows: int) -> float:
+    """Return the estimated time of several layers at once in nanoseconds."""
+    turns = -(-steps // plan.block) + len(layers) - 1
+    rows_of_block = plan.block * rows
+    longest = 0.0
+    for weights in layers:
+        width = lanes(weights.dtype.itemsize)
+        outputs = weights.cell.gates * weights.unit_blocks * width
+        inputs = product_estimate(rows_of_block, outputs, weights.inputs, weights.dtype.itemsize)
+        at_peak = 2 * rows_of_block * outputs * weights.inputs / (_FLOPS_PER_LANE * width)
+        step = _step_estimate(weights, rows, weights.unit_blocks)
+        longest = max(longest, plan.block * step + max(0.0, inputs - at_peak))
+    meeting = _MEET_OF_LAYERS + rows_of_block * _MEET_PER_ROW
+    return _LAUNCH + turns * (-(-len(layers) // plan.threads) * longest + meeting)
 
 
 def _step_estimate(weights: DirectionWeights, rows: int, blocks: int) -> float:

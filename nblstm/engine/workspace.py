@@ -42,7 +42,7 @@ def workspace_of(weights: DirectionWeights, plan: Plan, steps: int, rows: int) -
     slice_rows = -(-rows // plan.parts) if plan.split == ROWS else rows
     slice_groups = weights.unit_groups if plan.split == ROWS else -(-weights.unit_groups // plan.parts)
     group = weights.unit_group * weights.cell.gates * vector  # gates of a group, which are whole panels
-    block = block_of(slice_rows, steps, slice_groups * group * weights.inputs * itemsize)
+    block = plan.block or block_of(slice_rows, steps, slice_groups * group * weights.inputs * itemsize)
     sums_at_once = max(SUMS_AT_ONCE, slice_rows * group)
     sums = sums_at_once if block == 1 else block * slice_rows * slice_groups * group
     recurrent_start = _lines(sums, itemsize)

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from nblstm.kernels.policy import DIGEST
 
-ROWS, UNITS = 0, 1
+ROWS, UNITS, LAYERS = 0, 1, 2
 
 FIELDS = (
     # What depends on the sizes and the plan alone.
@@ -31,7 +31,7 @@ FIELDS = (
     "gates",  # of a unit
     "unit_blocks",  # H in vectors, rounded up
     "unit_group",  # unit blocks whose gates fill whole panels: slices of units are whole groups
-    "split",  # over ROWS of the batch or over UNITS
+    "split",  # over ROWS of the batch or over UNITS; or over LAYERS, of which each has a job
     "parts",  # into how many slices
     "stages",  # 1 + T, or 1 + 2 T with a projection
     # Weights, packed (nblstm.engine.packing).

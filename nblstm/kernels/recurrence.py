@@ -1,7 +1,8 @@
 """A recurrent layer through time: one worker that does a slice of a layer and direction, whole or step by step.
 
-A slice is a range of rows of the batch, which runs through all steps on its own, or a range of hidden units, which
-meets the other slices after every step. Serial execution is one slice of all rows. For each block of steps
+A slice is a range of rows of the batch, which runs through all steps on its own; a range of hidden units, which meets
+the other slices after every step; or a whole layer of several, which is a block of steps behind the layer before it.
+Serial execution is one slice of all rows. For each block of steps
 
     sums[s, r] = bias + x[t, r] W_ih             as one product of many rows
     sums[s, r] += h[t - 1, r] W_hh               step by step
@@ -19,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from nblstm.kernels.cells import apply_cell
-from nblstm.kernels.job import JOB, ROWS, UNITS, job_at
+from nblstm.kernels.job import JOB, LAYERS, ROWS, UNITS, job_at
 from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_vector, panel_width
 from nblstm.kernels.policy import LINE, function, inlined, worker
 from nblstm.kernels.schedule import alive_rows, copy_numbers, entry_of, share, slots_before, step_of
@@ -246,10 +247,11 @@ def _project(job, s, part, first_row, last_row, first_panel, last_panel, sums, h
 
 @function
 def _slice(first_job, piece, step, like):
-    """Do slice number `piece` of a call: direction piece // parts, part piece % parts.
+    """Do slice number `piece` of a call: direction, or layer, piece // parts, part piece % parts.
 
     Stage 0 sets the states; then every step of the sequence is a stage, or two with a projection. A slice of rows goes
-    through all stages in one step of the team, a slice of units through one stage a step.
+    through all stages in one step of the team, a slice of units through one stage a step, a layer through those of a
+    block of steps, the first one from the team's first step on, the second from its second.
     """
     parts = job_at(first_job).parts
     job = job_at(first_job + (piece // parts) * _JOB_SIZE)
@@ -266,6 +268,10 @@ def _slice(first_job, piece, step, like):
     if job.split == ROWS:
         row_part, row_parts, unit_part, unit_parts = part, parts, _ZERO, _ONE
         first_stage, last_stage = _ZERO, job.stages
+    elif job.split == LAYERS:
+        of_block = job.block * ((job.stages - 1) // job.steps)
+        first_stage = max(_ZERO, step - piece) * of_block + (1 if step > piece else 0)
+        last_stage = min(1 + (step - piece + 1) * of_block, job.stages) if step >= piece else _ZERO
     first_row, last_row = share(job.rows, row_part, row_parts)
     groups = (job.unit_blocks + job.unit_group - 1) // job.unit_group
     first_group, last_group = share(groups, unit_part, unit_parts)
