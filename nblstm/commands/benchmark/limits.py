@@ -5,8 +5,8 @@ recurrent weights, which each step needs anew: the rate at which they stream is 
 as the network has, shared out among the threads, from whichever cache holds them. The products with the input wait for
 nothing and take ``their flops / fma``; those with the state then take, at every step, the longer of ``its flops / fma``
 and ``its bytes / stream``: the rows of a packed batch grow fewer, the weights do not. The sum is the case's own limit
-(nblstm.commands.benchmark.results). Where every step is a call, of a cell or a stream, all products wait, those with
-the input too.
+(nblstm.commands.benchmark.results), by rates measured in the rounds of that case. Where every step is a call, of a cell
+or a stream, all products wait, those with the input too.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS
 NAME = "limits"
 _SECONDS_OF_A_RUN = 0.004  # so long that starting the threads does not count
 _PEAK_TERMS = 256  # a panel of them is half of a first-level cache
+# Tiles of the full height that each panel is for: one alone asks for its own lines, which takes more instructions, and
+# was a tenth slower where another guest of the machine has the core's second thread.
+_PEAK_TILES = 16
 
 
 class Product(NamedTuple):
@@ -94,7 +97,7 @@ class Limits:
     def prepare(self, case: Case) -> Callable[[float], dict[str, float]]:
         """Return what measures the case's two limits for a number of seconds: operations and bytes a second."""
         width = PANEL_VECTORS * lanes(np.dtype(case.dtype).itemsize)
-        peak = product_of(ROWS, _PEAK_TERMS, width * self.slices, case.dtype, self.slices)
+        peak = product_of(_PEAK_TILES * ROWS, _PEAK_TERMS, width * self.slices, case.dtype, self.slices)
         stream = product_of(1, *case.streamed_shape, case.dtype, self.slices)
 
         def measure(budget: float) -> dict[str, float]:
