@@ -88,14 +88,19 @@ class Point:
 
 def planned(case: Case, threads: int) -> float:
     """Return the seconds that the planner expects a call to take with the plans it would choose."""
-    total = 0.0
+    layers = []
     for layer in range(case.layers):
         shapes = {name.partition("_l")[0]: shape for name, shape in case.matrices() if name.endswith(f"_l{layer}")}
         w_ih, w_hh = (np.zeros(shapes[name], case.dtype) for name in ("weight_ih", "weight_hh"))
-        weights = pack_direction(CELLS[case.cell], w_ih, w_hh, None, None, None)
-        chosen = plan.choose(weights, case.directions, case.steps, case.batch, case.batch, threads)
-        total += plan.estimate(chosen, weights, case.directions, case.steps, case.batch)
-    return total * 1e-9
+        layers.append(pack_direction(CELLS[case.cell], w_ih, w_hh, None, None, None))
+    sizes = case.steps, case.batch
+    if case.layers > 1 and case.directions == 1:
+        together = plan.choose_for_layers(layers, *sizes, case.batch, threads)
+        if together is not None:
+            return plan.estimate_layers(together, layers, *sizes) * 1e-9
+    chosen = [plan.choose(weights, case.directions, *sizes, case.batch, threads) for weights in layers]
+    times = (plan.estimate(one, weights, case.directions, *sizes) for one, weights in zip(chosen, layers, strict=True))
+    return sum(times) * 1e-9
 
 
 def points(cores: int) -> list[Point]:

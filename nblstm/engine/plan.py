@@ -119,7 +119,7 @@ def choose_for_layers(
     one_by_one = sum(estimate(p, weights, 1, steps, mean_rows) for p, weights in zip(apart, layers, strict=True))
     blocks = [block for block in _BLOCKS_OF_LAYERS if block < steps and block * mean_rows <= _ROWS_OF_A_BLOCK]
     plans = [Plan(LAYERS, 1, min(threads, len(layers)), block=block) for block in blocks if threads > 1]
-    times = [_estimate_layers(plan, layers, steps, mean_rows) for plan in plans]
+    times = [estimate_layers(plan, layers, steps, mean_rows) for plan in plans]
     if min(times, default=math.inf) > _WORTH_LAYERS * one_by_one:
         return None
     alone = sum(estimate(_SERIAL, weights, 1, steps, mean_rows) for weights in layers)
@@ -178,7 +178,7 @@ def estimate(plan: Plan, weights: DirectionWeights, directions: int, steps: int,
     return launch + steps * (waves * step + meetings * meet)
 
 
-def _estimate_layers(plan: Plan, layers: Sequence[DirectionWeights], steps: int, rows: int) -> float:
+def estimate_layers(plan: Plan, layers: Sequence[DirectionWeights], steps: int, rows: int) -> float:
     """Return the estimated time of several layers at once in nanoseconds."""
     turns = -(-steps // plan.block) + len(layers) - 1
     rows_of_block = plan.block * rows
