@@ -97,7 +97,7 @@ def planned(case: Case, threads: int) -> float:
     if case.layers > 1 and case.directions == 1:
         together = plan.choose_for_layers(layers, *sizes, case.batch, threads)
         if together is not None:
-            return plan.estimate_layers(together, layers, *sizes) * 1e-9
+            return plan.estimate_layers([together], layers, *sizes)[0] * 1e-9
     chosen = [plan.choose(weights, case.directions, *sizes, case.batch, threads) for weights in layers]
     times = (plan.estimate(one, weights, case.directions, *sizes) for one, weights in zip(chosen, layers, strict=True))
     return sum(times) * 1e-9

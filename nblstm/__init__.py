@@ -8,6 +8,8 @@
 """
 
 import importlib
+import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 from nblstm.sequences import (
@@ -57,8 +59,8 @@ __all__ = [
     "warmup",
 ]
 
-# These come with their first use: what computes needs Numba, which takes half a second to import. The threads do not: a
-# process that is forked before that is still to begin with one.
+# These come with their first use: what computes needs Numba, which takes half a second to import. `nblstm.threads`
+# comes at once, so that it sees a fork before the first layer.
 _HOMES = {
     "GRU": "layers.gru",
     "GRUCell": "layers.cells",
@@ -75,10 +77,19 @@ _HOMES = {
 }
 
 
+# A child that is forked in the middle of an import would wait for the end of it, which is another thread's, for good.
+_importing = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release
+    )
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    with _importing:
+        home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
     value = globals()[name] = home if _HOMES[name] == name else getattr(home, name)
     return value
 

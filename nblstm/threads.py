@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,13 +38,19 @@ def _available() -> int:
     global _cores, _known_until
     now = time.monotonic()
     if now >= _known_until:
-        import numba  # only here: it takes half a second, and who forks before the first call need not have it
-
         affinity = getattr(os, "sched_getaffinity", None)
         cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-        cores = math.ceil(min(cores, _quota(), numba.config.NUMBA_NUM_THREADS))
+        cores = math.ceil(min(cores, _quota(), _limit_of_numba()))
         _cores, _known_until = max(1, cores), now + _BELIEVED
     return _cores
+
+
+def _limit_of_numba() -> float:
+    """Return Numba's limit: its own, or what the environment says before it is imported, which takes half a second."""
+    config = getattr(sys.modules.get("numba"), "config", None)
+    with suppress(ValueError, TypeError):
+        return int(getattr(config, "NUMBA_NUM_THREADS", None) or os.environ.get("NUMBA_NUM_THREADS"))  # type: ignore[arg-type]
+    return math.inf
 
 
 @functools.cache

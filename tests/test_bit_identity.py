@@ -76,6 +76,7 @@ def test_every_way_to_split(layer: Any, split: int, parts: int, monkeypatch: pyt
         return planning.Plan(split, min(parts, 5 if split == ROWS else weights.unit_blocks), 2)
 
     monkeypatch.setattr(planning, "choose", choose)
+    monkeypatch.setattr(planning, "choose_for_layers", lambda *sizes: None)
     with nblstm.num_threads(2):
         assert_same_bits(results(), expected)
 

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import inspect
 import io
+import os
 import re
 import subprocess
 import sys
@@ -159,6 +160,19 @@ def test_importing_it_is_light(used: str, needed: set[str]) -> None:
     assert packages & {"numpy", "numba", *others} == needed
     # A fifth of a second, which the first compilation pays, or the first kernel from the cache.
     assert "numba.np.arrayobj" not in loaded
+
+
+def test_the_names_that_come_later_are_those_that_type_checkers_see() -> None:
+    later = next(node for node in parsed(PACKAGE / "__init__.py").body if isinstance(node, ast.If))
+    seen = {alias.name for node in later.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == set(nblstm._HOMES) <= set(nblstm.__all__)
+
+
+def test_without_compilation_there_are_no_layers() -> None:
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    command = [sys.executable, "-c", "import nblstm; nblstm.LSTM"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Unset that variable" in done.stderr.splitlines()[-1]
 
 
 def test_a_name_that_is_not_there() -> None:

@@ -192,6 +192,22 @@ def test_brief_calls_wake_nobody_until_they_come_in_a_row(monkeypatch: pytest.Mo
     assert not plan.is_for_one_thread_now(brief._replace(brief=False))
 
 
+def test_calls_that_need_no_helpers_are_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Helpers sleep while a call of one thread runs: the brief call after it would have to wake them."""
+    monkeypatch.setattr(threads, "_available", lambda: 2)
+    monkeypatch.setattr(plan, "_in_a_row", 0)
+    members: list[int] = []
+    run = team.run
+    monkeypatch.setattr(team, "run", lambda *arguments: members.append(arguments[-1]) or run(*arguments))
+    serial, brief = nblstm.LSTM(16, 16, seed=0), nblstm.LSTM(128, 128, seed=0)
+    long, short = np.ones((2500, 1, 16), np.float32), np.ones((20, 1, 128), np.float32)
+    with nblstm.num_threads(2):
+        for _ in range(3 * plan._A_ROW):
+            serial(long)
+            brief(short)
+    assert set(members) == {1}
+
+
 def test_a_brief_call_takes_one_thread_and_a_row_of_them_two(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_available", lambda: 2)
     members: list[int] = []

@@ -23,6 +23,7 @@ def test_two_threads_give_the_bits_of_one(expected):
 def test_the_plans_meant_are_the_plans_taken():
     body = """
 taken = []
+plan._HELD_UP = 60.0  # whatever a busy machine does
 choose = plan.choose
 plan.choose = lambda *arguments: taken.append(choose(*arguments)) or taken[-1]
 nblstm.set_num_threads(2)
@@ -104,6 +105,29 @@ print(nblstm.get_num_threads(), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=SECONDS, check=True)
     assert done.stdout.split() == ["64", "1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_while_another_thread_imports():
+    """The lock of a module would stay the other thread's in the child for good."""
+    script = """
+import os, sys, threading, time
+import nblstm
+thread = threading.Thread(target=lambda: nblstm.LSTM)
+thread.start()
+while "numba" not in sys.modules:
+    time.sleep(0.001)
+child = os.fork()
+if child == 0:
+    nblstm.LSTM(2, 3)
+    os._exit(7)
+status = os.waitpid(child, 0)[1]
+thread.join()
+nblstm.LSTM(2, 3)
+print(os.waitstatus_to_exitcode(status))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=SECONDS, check=True)
+    assert done.stdout.split() == ["7"]  # the logging module, if imported in between, complains of its own lock
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -56,14 +56,14 @@ def layer_templates(
     """Return a template for each of several layers of one direction at once; None where one after another is faster."""
     templates = layers[0][0].job_templates
     key = steps, rows, mean_rows, threads, -len(layers)
-    if key not in templates:
+    several: list[JobTemplate] | None = templates.get(key, [])
+    if several == []:
         if len(templates) >= _MOST_TEMPLATES:
             templates.clear()
         plan = planning.choose_for_layers([first for (first,) in layers], steps, rows, mean_rows, threads)
         several = None if plan is None else [_make_template(layer, plan, steps, rows) for layer in layers]
         templates[key] = several
-    found: list[JobTemplate] | None = templates[key]
-    return found
+    return several
 
 
 def _make_template(layer: list[DirectionWeights], plan: Plan, steps: int, rows: int) -> JobTemplate:

@@ -55,9 +55,10 @@ _ROWS_OF_A_BLOCK_FROM_MEMORY = 192
 # A call is soon after another if helpers may be awake since then (nblstm.kernels.board); so many brief calls, one soon
 # after another, are a row, and worth to wake them for.
 _SOON, _A_ROW = 4e-4, 8
-_last, _in_a_row = 0.0, 0
+_last, _in_a_row = 0.0, 0  # when a call with helpers, or a brief one, ended
 # Seconds. A helper that another process takes off its core within its slice is gone for some milliseconds: that is much
-# for a short call, and so a call that took so long keeps the next short ones to their callers for a while.
+# for a short call, and so one that takes so much more than twice its time alone keeps the next short ones to their
+# callers for a while. Waiting for the GIL afterwards counts too: beside a thread that computes, cores are short.
 _SHORT, _HELD_UP, _WHILE = 2e-3, 2e-3, 1e-2
 _alone_until = -math.inf
 
@@ -115,27 +116,35 @@ def choose_for_layers(
     layers: Sequence[DirectionWeights], steps: int, rows: int, mean_rows: int, threads: int
 ) -> Plan | None:
     """Return the plan for several layers of one direction at once, or None where one after another is faster."""
-    apart = [choose(weights, 1, steps, rows, mean_rows, threads) for weights in layers]
-    one_by_one = sum(estimate(p, weights, 1, steps, mean_rows) for p, weights in zip(apart, layers, strict=True))
     blocks = [block for block in _BLOCKS_OF_LAYERS if block < steps and block * mean_rows <= _ROWS_OF_A_BLOCK]
-    plans = [Plan(LAYERS, 1, min(threads, len(layers)), block=block) for block in blocks if threads > 1]
-    times = [estimate_layers(plan, layers, steps, mean_rows) for plan in plans]
-    if min(times, default=math.inf) > _WORTH_LAYERS * one_by_one:
+    if threads == 1 or not blocks:
         return None
-    alone = sum(estimate(_SERIAL, weights, 1, steps, mean_rows) for weights in layers)
-    return _best([_SERIAL, *plans], [alone, *times])
+    one_by_one = alone = 0.0
+    for weights, count in _layers_of_a_kind(layers):
+        apart = choose(weights, 1, steps, rows, mean_rows, threads)
+        one_by_one += count * estimate(apart, weights, 1, steps, mean_rows)
+        alone += count * estimate(_SERIAL, weights, 1, steps, mean_rows)
+    plans = [Plan(LAYERS, 1, min(threads, len(layers)), block=block) for block in blocks]
+    times = estimate_layers(plans, layers, steps, mean_rows)
+    return None if min(times) > _WORTH_LAYERS * one_by_one else _best([_SERIAL, *plans], [alone, *times])
+
+
+def _layers_of_a_kind(layers: Sequence[DirectionWeights]) -> list[tuple[DirectionWeights, int]]:
+    """Return the first layer, and the second for all others, which have its sizes; how many there are of each."""
+    return [(layers[0], 1), (layers[1], len(layers) - 1)]
 
 
 def is_for_one_thread_now(plan: Plan) -> bool:
-    """Say whether a short call does without helpers: where they keep others up, or sleep and would be woken for little.
+    """Say whether a call does without helpers: where they keep short ones up, or sleep and would be woken for little.
 
     They sleep if brief calls do not come in a row.
     """
     global _last, _in_a_row
-    if plan.patience == math.inf:
+    short = plan.patience < math.inf
+    if not (short or plan.brief):
         return False
     now = time.perf_counter()
-    if now < _alone_until:
+    if short and now < _alone_until:
         return True
     if not plan.brief:
         return False
@@ -145,11 +154,12 @@ def is_for_one_thread_now(plan: Plan) -> bool:
 
 
 def heed(plan: Plan, begin: float, end: float) -> None:
-    """Take note of when a call by this plan began and ended, in seconds of `time.perf_counter`."""
+    """Take note of when a call for which this plan was meant began and ended, in seconds of `time.perf_counter`."""
     global _alone_until, _last
-    _last = end
-    if end - begin > plan.patience:
-        _alone_until = end + _WHILE
+    if plan.threads > 1:
+        _last = end
+        if end - begin > plan.patience:
+            _alone_until = end + _WHILE
 
 
 def _parallel_plans(weights: DirectionWeights, directions: int, rows: int, threads: int) -> Iterator[Plan]:
@@ -178,20 +188,23 @@ def estimate(plan: Plan, weights: DirectionWeights, directions: int, steps: int,
     return launch + steps * (waves * step + meetings * meet)
 
 
-def estimate_layers(plan: Plan, layers: Sequence[DirectionWeights], steps: int, rows: int) -> float:
-    """Return the estimated time of several layers at once in nanoseconds."""
-    turns = -(-steps // plan.block) + len(layers) - 1
-    rows_of_block = plan.block * rows
-    longest = 0.0
-    for weights in layers:
-        width = lanes(weights.dtype.itemsize)
-        outputs = weights.cell.gates * weights.unit_blocks * width
-        inputs = product_estimate(rows_of_block, outputs, weights.inputs, weights.dtype.itemsize)
-        at_peak = 2 * rows_of_block * outputs * weights.inputs / (_FLOPS_PER_LANE * width)
-        step = _step_estimate(weights, rows, weights.unit_blocks)
-        longest = max(longest, plan.block * step + max(0.0, inputs - at_peak))
-    meeting = _MEET_OF_LAYERS + rows_of_block * _MEET_PER_ROW
-    return _LAUNCH + turns * (-(-len(layers) // plan.threads) * longest + meeting)
+def estimate_layers(plans: Sequence[Plan], layers: Sequence[DirectionWeights], steps: int, rows: int) -> list[float]:
+    """Return the estimated time of several layers at once in nanoseconds, by each of some plans."""
+    kinds = [(weights, _step_estimate(weights, rows, weights.unit_blocks)) for weights, _ in _layers_of_a_kind(layers)]
+    times = []
+    for plan in plans:
+        rows_of_block = plan.block * rows
+        longest = 0.0
+        for weights, step in kinds:
+            width = lanes(weights.dtype.itemsize)
+            outputs = weights.cell.gates * weights.unit_blocks * width
+            inputs = product_estimate(rows_of_block, outputs, weights.inputs, weights.dtype.itemsize)
+            at_peak = 2 * rows_of_block * outputs * weights.inputs / (_FLOPS_PER_LANE * width)
+            longest = max(longest, plan.block * step + max(0.0, inputs - at_peak))
+        turns = -(-steps // plan.block) + len(layers) - 1
+        meeting = _MEET_OF_LAYERS + rows_of_block * _MEET_PER_ROW
+        times.append(_LAUNCH + turns * (-(-len(layers) // plan.threads) * longest + meeting))
+    return times
 
 
 def _step_estimate(weights: DirectionWeights, rows: int, blocks: int) -> float:

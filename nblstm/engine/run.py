@@ -10,7 +10,7 @@ import numpy as np
 
 from nblstm import threads
 from nblstm.arrays import Array, address_of
-from nblstm.engine.jobs import fill_jobs, job_template, layer_templates
+from nblstm.engine.jobs import JobTemplate, fill_jobs, job_template, layer_templates
 from nblstm.engine.packing import DirectionWeights, aligned_empty
 from nblstm.engine.plan import Plan, heed, is_for_one_thread_now
 from nblstm.kernels import team
@@ -138,12 +138,13 @@ def _run_part(
 ) -> None:
     """Run all layers over steps that begin with `first_step` of the call; `states` go from initial to final."""
     directions = len(weights[0])
-    if (
-        directions == 1
-        and (dropout is None or dropout.p == 0.0)
-        and _run_at_once(weights, x, layout, states, y, records)
-    ):
-        return
+    templates = None
+    if directions == 1 and (dropout is None or dropout.p == 0.0):
+        sizes = layout.steps, layout.batch, layout.mean_rows
+        templates = layer_templates(weights, *sizes, threads.usable())
+        if templates is not None and not is_for_one_thread_now(templates[0].plan):
+            _run_at_once(templates, x, layout, states, y, records)
+            return
     for number, layer in enumerate(weights):
         last = number == len(weights) - 1
         record = None if records is None else records[number]
@@ -154,22 +155,22 @@ def _run_part(
             target = target if record is None else target.copy()
             drop_between(target, layout, first_step, number, dropout)
         x = target
+    if templates is not None:
+        end = time.perf_counter()
+        heed(templates[0].plan, end, end)
 
 
 def _run_at_once(
-    weights: list[list[DirectionWeights]],
+    templates: list[JobTemplate],
     x: Array,
     layout: SequenceLayout,
     states: Sequence[Array],
     y: Array,
     records: list[LayerRecord] | None,
-) -> bool:
-    """Run several layers of one direction side by side, each a block of steps behind; return whether that is faster."""
-    templates = layer_templates(weights, layout.steps, layout.batch, layout.mean_rows, threads.usable())
-    if templates is None or is_for_one_thread_now(templates[0].plan):
-        return False
+) -> None:
+    """Run several layers of one direction side by side, each a block of steps behind the one before."""
     memory = [aligned_empty(template.workspace, y.dtype) for template in templates]
-    targets = [np.empty(y.shape, y.dtype) for _ in weights[:-1]] if records is None else [r.h for r in records[:-1]]
+    targets = [np.empty(y.shape, y.dtype) for _ in templates[1:]] if records is None else [r.h for r in records[:-1]]
     targets.append(y)
     tables = row_tables(layout, 1)
     jobs = []
@@ -179,8 +180,7 @@ def _run_at_once(
         source = x if n == 0 else targets[n - 1]
         jobs.append(fill_jobs(template, source, targets[n], own, kept, tables, layout.packed, address_of(memory[n])))
     plan = templates[0].plan
-    _run(plan, np.concatenate(jobs), -(-layout.steps // plan.block) + len(jobs) - 1, y.dtype)
-    return True
+    _run(plan, np.concatenate(jobs), -(-layout.steps // plan.block) + len(jobs) - 1, y.dtype, plan)
 
 
 def _state(initial: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -245,23 +245,27 @@ def _run_layer(
     first = layer[0]
     sizes = layout.steps, layout.batch, layout.mean_rows
     template = job_template(layer, *sizes, threads.usable())
-    if is_for_one_thread_now(template.plan):
+    meant = template.plan
+    if is_for_one_thread_now(meant):
         template = job_template(layer, *sizes, 1)
     plan = template.plan
     memory = np.empty(len(layer) * template.workspace * first.dtype.itemsize + LINE, np.uint8)
     workspace = -(-address_of(memory) // LINE) * LINE
     tables = row_tables(layout, plan.parts if plan.split == ROWS else 1)
     jobs = fill_jobs(template, x, y, states, kept, tables, layout.packed, workspace)
-    _run(plan, jobs, 1 if plan.split == ROWS else template.stages, first.dtype)
+    _run(plan, jobs, 1 if plan.split == ROWS else template.stages, first.dtype, meant)
 
 
-def _run(plan: Plan, jobs: Array, steps: int, dtype: np.dtype[Any]) -> None:
-    """Run the jobs, each in the plan's parts, through so many steps of the team."""
+def _run(plan: Plan, jobs: Array, steps: int, dtype: np.dtype[Any], meant: Plan) -> None:
+    """Run the jobs, each in the plan's parts, through so many steps of the team.
+
+    meant  the plan that was chosen, where this one is for one thread for the moment
+    """
     worker = recurrence_float32 if dtype == np.float32 else recurrence_float64
     address = worker.address  # the first time it compiles
     begin = time.perf_counter()
     team.run(address, address_of(jobs), len(jobs) * plan.parts, steps, plan.threads)
-    heed(plan, begin, time.perf_counter())
+    heed(meant, begin, time.perf_counter())
 
 
 def row_tables(layout: SequenceLayout, parts: int) -> tuple[Array | None, ...]:

@@ -296,17 +296,23 @@ def mark_complete() -> None:
 
 
 _compiling = threading.RLock()
+_held = False
 
 
 def _hold_compilers() -> None:
     """Let no thread compile during a fork: the child would find the lock held for good, by a thread it has not."""
+    global _held
     _compiling.acquire()
     global_compiler_lock.acquire()
+    _held = True
 
 
 def _release_compilers() -> None:
-    global_compiler_lock.release()
-    _compiling.release()
+    global _held
+    if _held:  # not where this module was imported while the fork waited for that
+        _held = False
+        global_compiler_lock.release()
+        _compiling.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -232,8 +232,8 @@ def _tile_function(
         builder.gep(builder.gep(b, [scaled(b_panel, panel)]), [ir.Constant(I64, place * vector.count)])
         for panel, place in columns
     ]
-    own = [panel for panel, place in columns if place == 0 and rows >= _ROWS_TO_PREFETCH]
-    to_fetch = [builder.gep(b if alone else ahead, [scaled(b_panel, panel)]) for panel in own]
+    begun = [panel for panel, place in columns if place == 0 and rows >= _ROWS_TO_PREFETCH]
+    to_fetch = [builder.gep(b if alone else ahead, [scaled(b_panel, panel)]) for panel in begun]
     operands = _Operands(row_starts, weights, to_fetch, alone)
     builder.branch(begin)
 
