@@ -61,6 +61,7 @@ def test_against_torch(torch: Any, call: Any, seed: int, split: Plan, which: str
     x, hx = random_inputs(layer, steps, batch, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "choose", lambda *arguments: split)
+        patch.setattr(plan, "choose_for_layers", lambda *arguments: None)
         patch.setattr(way_back, "ROWS_AT_ONCE", rows)
         patch.setattr(way_back, "_BYTES_AT_ONCE", 0)
         (output, states), backward = layer.vjp(x, hx, lengths=lengths)
@@ -140,6 +141,7 @@ def test_every_split_gives_the_same_bits(kind: str, lengths: Any, monkeypatch: p
         expected = flat(backward(*asked))
     for split in PLANS:
         monkeypatch.setattr(plan, "choose", lambda *arguments, split=split: split)
+        monkeypatch.setattr(plan, "choose_for_layers", lambda *arguments: None)
         layer.to(np.float64).to(np.float32)  # another version of the weights, which has no plans yet
         with nblstm.num_threads(2):
             _, backward = layer.vjp(x, hx, lengths=lengths)

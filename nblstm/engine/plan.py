@@ -126,7 +126,7 @@ def choose_for_layers(
         alone += count * estimate(_SERIAL, weights, 1, steps, mean_rows)
     plans = [Plan(LAYERS, 1, min(threads, len(layers)), block=block) for block in blocks]
     times = estimate_layers(plans, layers, steps, mean_rows)
-    return None if min(times) > _WORTH_LAYERS * one_by_one else _best([_SERIAL, *plans], [alone, *times])
+    return _best([_SERIAL, *plans], [alone, *times]) if min(times) < min(alone, _WORTH_LAYERS * one_by_one) else None
 
 
 def _layers_of_a_kind(layers: Sequence[DirectionWeights]) -> list[tuple[DirectionWeights, int]]:
