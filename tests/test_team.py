@@ -184,7 +184,7 @@ def test_brief_calls_wake_nobody_until_they_come_in_a_row(monkeypatch: pytest.Mo
     monkeypatch.setattr(plan, "_in_a_row", 0)
     monkeypatch.setattr(plan, "_SOON", 60.0)  # on a busy machine anything may lie between two calls
     monkeypatch.setattr(plan, "_alone_until", 0.0)
-    brief = plan.Plan(plan.ROWS, 2, 2, brief=True, patience=1.0)
+    brief = plan.Plan(plan.ROWS, 2, 2, brief=True)
     found = [plan.is_for_one_thread_now(brief) for _ in range(plan._A_ROW + 1)]
     assert found[:-2] == [True] * (plan._A_ROW - 1) and not found[-1]
     monkeypatch.setattr(plan, "_SOON", 1e-9)

@@ -5,8 +5,8 @@ recurrent weights, which each step needs anew: the rate at which they stream is 
 as the network has, shared out among the threads, from whichever cache holds them. The products with the input wait for
 nothing and take ``their flops / fma``; those with the state then take, at every step, the longer of ``its flops / fma``
 and ``its bytes / stream``: the rows of a packed batch grow fewer, the weights do not. The sum is the case's own limit
-(nblstm.commands.benchmark.results), by rates measured in the rounds of that case. Where every step is a call, of a cell
-or a stream, all products wait, those with the input too.
+(nblstm.commands.benchmark.results). Where every step is a call, of a cell or a stream, all products wait, those with
+the input too.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ LEGEND = (
     "Times are the best of the medians of all rounds, one call of the whole sequence. 'x best peer' and 'x torch' say "
     "how many times as fast as they nblstm is; below 1 it is slower. 'of limit' is the share of the speed that this "
     "machine allows for the case. The recurrence is bound by FMA, the multiply-adds on all threads, or by the cache "
-    "from which its weights stream at every step; the products with the input always by FMA. A case's limit is the "
-    "best that its own rounds found."
+    "from which its weights stream at every step; the products with the input always by FMA. All of it was measured in "
+    "the same rounds."
 )
 
 STEPS = (

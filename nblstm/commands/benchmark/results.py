@@ -117,14 +117,10 @@ class Results:
         return max((rate for case in self.cases if case.case.dtype == dtype for rate in case.fma), default=None)
 
     def limit(self, result: CaseResult) -> Limit | None:
-        """Return this machine's own limit for a case (nblstm.commands.benchmark.limits): the best of its own rounds.
-
-        Of all rounds of all cases the best would be from a moment that no case had, on a machine shared with others.
-        """
-        case, threads = result.case, self.machine["threads"]
-        if not result.fma or not result.stream:
+        """Return this machine's own limit for a case (nblstm.commands.benchmark.limits)."""
+        case, fma, threads = result.case, self.fma(result.case.dtype), self.machine["threads"]
+        if not fma or not result.stream:
             return None
-        fma = max(result.fma)
         level = cache_of(self.machine["caches"], case.recurrent_bytes / threads, threads)
         computing = case.recurrent_flops() / fma
         streaming = np.full(case.steps, case.streamed_bytes / max(result.stream))
