@@ -28,7 +28,7 @@ def weights(size: int) -> DirectionWeights:
         (16, 1, 10, 1, 2, Plan(ROWS, 1, 1)),  # over before a thread has started
         (256, 1, 100, 48, 2, Plan(ROWS, 2, 2)),  # rows never wait for each other
         (512, 1, 100, 1, 2, Plan(UNITS, 2, 2)),  # one row: halves of the weights
-        (64, 2, 100, 1, 2, Plan(ROWS, 1, 2)),  # directions never wait for each other
+        (64, 2, 400, 1, 2, Plan(ROWS, 1, 2)),  # directions never wait for each other
     ],
 )
 def test_choice(size, directions, steps, rows, threads, expected):

@@ -238,11 +238,11 @@ def test_a_short_call_that_was_held_up_keeps_the_next_ones_to_their_callers(monk
         time.sleep(wait)
 
     monkeypatch.setattr(team, "run", run_late)
-    short, x = nblstm.LSTM(128, 128, seed=0), np.ones((100, 1, 128), np.float32)
+    short, x = nblstm.LSTM(128, 128, seed=0), np.ones((150, 1, 128), np.float32)
     long, many = nblstm.LSTM(256, 256, seed=0), np.ones((50, 32, 256), np.float32)
     with nblstm.num_threads(2):
         (weights,) = short._weights.packed(short._pack)[0]
-        plan_of_short = plan.choose(weights, 1, 100, 1, 1, 2)
+        plan_of_short = plan.choose(weights, 1, 150, 1, 1, 2)
         assert 1e-3 < plan_of_short.patience < 5e-3 and not plan_of_short.brief
         short(x)
         plan._alone_until = 0.0  # whatever a busy machine did

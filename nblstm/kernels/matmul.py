@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nblstm.kernels.policy import function, inlined
+from nblstm.kernels.policy import LINE, VECTOR_BYTES, function, inlined
 from nblstm.kernels.simd import lanes_of
-from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, multiply_tile, prefetch_step
+from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, TILES_TO_SHARE, multiply_tile, prefetch_step
 
 # Terms of a chain at most. Errors are 0.7 to 1.0 of torch's, in a product of which 1 to 2 % goes into the additions
 # between chains; with 64 they are hardly smaller, with 256 a projection's exceed torch's (docs/performance.md).
 _CHAIN = 128
-# With fewer tiles over a panel each asks for its own lines: parts of the next panel asked for by 1 or 2 of them leave
-# out too many, and cost 6 rows of weights in L3 a third.
-_TILES_TO_SHARE = 3
+# Vectors of a whole line come from L2 at nearly the rate that it can give: from so many tiles on, all do one chain of a
+# panel before any does the next, and the 32 KB of weights that it takes stay in L1 (3 to 5 % on a shared core).
+_TILES_TO_STAY = 3 if VECTOR_BYTES == LINE else 1 << 30
 # Numba would compile a second `multiply_add` for a literal False: a quarter of the time that the recurrence takes.
 FORWARDS = np.bool_(False)
 
@@ -63,19 +63,19 @@ def panel_vector(panels, vector, row):
 
 
 @inlined
-def _multiply_tile(rows, panels, row, panel, terms, chain, a, weights, ahead, addend, product):
-    """Do one tile: rows [row, row + rows) and panels [panel, panel + panels)."""
+def _multiply_tile(rows, panels, row, panel, begin, end, terms, chain, a, weights, ahead, addend, product):
+    """Do one tile: rows [row, row + rows), panels [panel, panel + panels) and terms [begin, end) of all `terms`."""
     width = panel_width(product.array)
     multiply_tile(
         rows,
         panels,
-        terms,
+        end - begin,
         chain,
         a.array,
-        a.start + row * a.stride,
+        a.start + row * a.stride + begin,
         a.stride,
         weights,
-        panel * terms * width,
+        (panel * terms + begin) * width,
         terms * width,
         ahead,
         addend.array,
@@ -110,20 +110,28 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
     groups = (last_panel - first_panel + at_once - 1) // at_once
     width = panel_width(product.array)
     part = prefetch_step(width, product.array.itemsize)
-    shared = tiles >= _TILES_TO_SHARE
+    shared = tiles >= TILES_TO_SHARE
+    terms_at_once = max(1, chain if tiles >= _TILES_TO_STAY else terms)
     for n in range(groups):
         first = first_panel + (groups - 1 - n if backwards else n) * at_once
         end = min(first + at_once, last_panel)
-        row = 0
-        for tile in range(tiles):
-            # Tiles of nearly equal height: 32 rows as 6 6 5 5 5 5, not 6 6 6 6 6 2, whose last has too few chains.
-            height = (rows - row + tiles - tile - 1) // (tiles - tile)
-            panel, panels = first, PANELS_AT_ONCE[height]
-            while panel < end:
-                while panel + panels > end:
-                    panels //= 2
-                next_panel = panel - at_once if backwards else panel + at_once
-                ahead = max(0, next_panel * width + min(tile * part, width)) * terms if shared else -1
-                _multiply_tile(height, panels, row, panel, terms, chain, a, weights, ahead, addend, product)
-                panel += panels
-            row += height
+        for begin in range(0, max(1, terms), terms_at_once):
+            stop = min(begin + terms_at_once, terms)
+            source = addend if begin == 0 else product
+            row = 0
+            for tile in range(tiles):
+                # Tiles of nearly equal height: 32 rows as 6 6 5 5 5 5, not 6 6 6 6 6 2, whose last has too few chains.
+                height = (rows - row + tiles - tile - 1) // (tiles - tile)
+                panel, panels = first, PANELS_AT_ONCE[height]
+                while panel < end:
+                    while panel + panels > end:
+                        panels //= 2
+                    ahead = -1
+                    if shared:
+                        next_panel = max(0, panel - at_once if backwards else panel + at_once)
+                        ahead = (next_panel * terms + begin) * width + min(tile * part, width) * (stop - begin)
+                    _multiply_tile(
+                        height, panels, row, panel, begin, stop, terms, chain, a, weights, ahead, source, product
+                    )
+                    panel += panels
+                row += height

@@ -48,7 +48,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from nblstm.kernels.policy import HAS_FMA, LINE, VECTOR_REGISTERS, function
+from nblstm.kernels.policy import HAS_FMA, LINE, VECTOR_BYTES, VECTOR_REGISTERS, function
 from nblstm.kernels.simd import I64, data_of, llvm_element, llvm_fma, llvm_prefetch, llvm_vector, splat
 
 ROWS = 6
@@ -61,6 +61,10 @@ _UNROLL = 4  # a power of two
 # With fewer rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
 _ROWS_TO_PREFETCH = 4
 _PREFETCH_BYTES = 3072  # not a multiple of a page: 4096 was slower, whose lines share a set of L1 with those in use
+# With fewer tiles over a panel each asks for its own lines: parts of the next panel asked for by 1 or 2 of them leave
+# out too many, and cost 6 rows of weights in L3 a third. Where a vector is a line, a tile that asks for each of its own
+# has as many requests as loads: 4 to 12 rows of weights in L2 were a fifth to a third slower, in L3 no faster.
+TILES_TO_SHARE = 1 if VECTOR_BYTES == LINE else 3
 # Of the next panel a tile asks for this part, and for one line in a turn of the loop at least.
 _PARTS_TO_PREFETCH = 4
 
@@ -316,7 +320,7 @@ def multiply_tile(
         is_alone = builder.zext(builder.icmp_signed("<", ahead, ir.Constant(I64, 0)), I64)
         size = builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows)
         choice = builder.switch(builder.add(builder.mul(is_alone, ir.Constant(I64, 128)), size), finished)
-        for count, alone in product(range(1, ROWS + 1), (False, True)):
+        for count, alone in product(range(1, ROWS + 1), (False, True) if TILES_TO_SHARE > 1 else (False,)):
             width = PANELS_AT_ONCE[count]
             while width:
                 block = builder.append_basic_block(f"tile.{count}x{width}")
