@@ -13,8 +13,11 @@ from nblstm.arrays import Array
 from nblstm.engine.jobs import job_template
 from nblstm.engine.packing import BackwardWeights, DirectionWeights, aligned_empty
 from nblstm.errors import message
+from nblstm.kernels.cells import worker_of
 from nblstm.kernels.job import FIELDS, ONE_ROW_FIELDS, ONE_ROW_JOB, VERSION, WEIGHTS, WEIGHTS_BACK
-from nblstm.kernels.policy import LINE, VECTOR_BYTES, lanes
+from nblstm.kernels.keeping import keep_float32, keep_float64
+from nblstm.kernels.policy import LINE, VECTOR_BYTES, Worker, lanes
+from nblstm.kernels.projection import project_float32, project_float64
 from nblstm.kernels.recurrence import recurrence_float32, recurrence_float64
 from nblstm.kernels.step_back import step_back_float32, step_back_float64
 from nblstm.kernels.tile import PANEL_VECTORS
@@ -104,11 +107,17 @@ def compiled_weights(
 def _finished(kind: Any, jobs: Array, panels: Array) -> Any:
     """Return the weights, with the addresses of this process' workers."""
     single = panels.dtype == np.float32
-    has_way_back = jobs[0, ONE_ROW_FIELDS.index("input_back")] != 0
-    workers = {
+    workers: dict[str, Worker | None] = {
         "worker": recurrence_float32 if single else recurrence_float64,
-        "worker_back": (step_back_float32 if single else step_back_float64) if has_way_back else None,
+        "cell_worker": worker_of(int(jobs[0, ONE_ROW_FIELDS.index("cell")]), panels.dtype),
+        "worker_back": step_back_float32 if single else step_back_float64,
+        "keeper": keep_float32 if single else keep_float64,
+        "projector": project_float32 if single else project_float64,
     }
+    if jobs[0, ONE_ROW_FIELDS.index("projection_weights")] == 0:
+        workers["projector"] = None
+    if jobs[0, ONE_ROW_FIELDS.index("input_back")] == 0:  # without the way back
+        workers["worker_back"] = workers["keeper"] = None
     for name, worker in workers.items():
         jobs[:, ONE_ROW_FIELDS.index(name)] = 0 if worker is None else worker.address
     arrays = jobs, panels, np.empty(0, VERSION)
@@ -153,7 +162,7 @@ def _describe(job: Any, layer: DirectionWeights, steps: int) -> None:
     width = PANEL_VECTORS * lanes(layer.dtype.itemsize)
     units, columns = (-(-size // width) * width for size in (layer.units, max(layer.inputs, layer.outputs)))
     slots = cell.gates + cell.apart
-    job["c_n"], job["apart"] = cell.has_cell_state, cell.apart
+    job["cell"], job["c_n"], job["apart"] = cell.code, cell.has_cell_state, cell.apart
     job["scratch"] = template.workspace
     job["scratch_back"] = width + (slots + 4) * padded + units + columns
     job["slots"], job["kept_slots"] = slots, layer.kept_slots

@@ -16,7 +16,10 @@ from nblstm.engine import plan as planning
 from nblstm.engine.packing import DirectionWeights
 from nblstm.engine.plan import Plan
 from nblstm.engine.workspace import workspace_of
+from nblstm.kernels.cells import worker_of
 from nblstm.kernels.job import FIELDS
+from nblstm.kernels.keeping import keep_float32, keep_float64
+from nblstm.kernels.projection import project_float32, project_float64
 
 # The fields of the call, in the order of FIELDS: packed at once, for a quarter of what NumPy takes to set them.
 _CALL_START = FIELDS.index("reverse") * 8
@@ -70,6 +73,7 @@ def _make_template(layer: list[DirectionWeights], plan: Plan, steps: int, rows: 
     records = np.zeros((len(layer), len(FIELDS)), np.int64)
     workspace, size = workspace_of(layer[0], plan, steps, rows)
     stages = 1 + steps * (1 if layer[0].projection_panels is None else 2)
+    projector = project_float32 if layer[0].dtype == np.float32 else project_float64
     for record, weights in zip(records, layer, strict=True):
         fields: dict[str, Any] = {
             "steps": steps,
@@ -77,7 +81,7 @@ def _make_template(layer: list[DirectionWeights], plan: Plan, steps: int, rows: 
             "inputs": weights.inputs,
             "units": weights.units,
             "outputs": weights.outputs,
-            "cell": weights.cell.code,
+            "cell_worker": worker_of(weights.cell.code, weights.dtype).address,
             "gates": weights.cell.gates,
             "unit_blocks": weights.unit_blocks,
             "unit_group": weights.unit_group,
@@ -89,6 +93,7 @@ def _make_template(layer: list[DirectionWeights], plan: Plan, steps: int, rows: 
             "recurrent_weights": address_of(weights.recurrent_panels),
             "recurrent_bias": 0 if weights.recurrent_bias is None else address_of(weights.recurrent_bias),
             "projection_weights": 0 if weights.projection_panels is None else address_of(weights.projection_panels),
+            "projector": 0 if weights.projection_panels is None else projector.address,
             **workspace._asdict(),
         }
         for name, value in fields.items():
@@ -123,10 +128,11 @@ def fill_jobs(
     y_steps = [stride // item for stride in y_strides[:2]]
     table_addresses = [0 if table is None else address_of(table) for table in tables]
     x_address, y_address = address_of(x), address_of(y)
-    kept_address, kept_size, kept_steps = 0, 0, (0, 0)
+    kept_address, kept_size, kept_steps = 0, 0, (0, 0, 0)
     if kept is not None:
+        keeper = (keep_float32 if kept.dtype == np.float32 else keep_float64).address
         kept_address, kept_size, row = address_of(kept), kept.strides[-3], kept.strides[-4] // item
-        kept_steps = (row, row) if packed else (kept.strides[0] // item, row)
+        kept_steps = (row, row, keeper) if packed else (kept.strides[0] // item, row, keeper)
     h_address, h_size = address_of(states[0]), states[0].strides[0]
     c_address, c_size = (0, 0) if len(states) == 1 else (address_of(states[1]), states[1].strides[0])
     for direction in range(len(records)):

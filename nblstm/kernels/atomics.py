@@ -1,4 +1,4 @@
-"""What threads need to work together: atomic words, a polite wait, sleep, and calls by address."""
+"""What threads need to work together: atomic words, a polite wait, sleep, and calls by address or name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from nblstm.kernels.policy import function
+from nblstm.kernels.policy import function, symbol_of
 from nblstm.kernels.simd import I64
 
 # Compiled code finds these functions by name, so that code from the disk cache finds them in a later process too.
@@ -153,6 +153,23 @@ def call_at(typing_context: Any, address: Any, a: Any, b: Any, c: Any) -> Any:
 
     i64 = types.int64
     return types.void(i64, i64, i64, i64), codegen
+
+
+def caller_of(name: str) -> Any:
+    """Return the function of compiled code that calls the shared worker of this name and the dtype of `like`."""
+
+    @intrinsic
+    def call(typing_context: Any, like: Any, numbers: Any) -> Any:
+        """Call the worker with a tuple of int64."""
+        symbol = symbol_of(f"{name}_{getattr(like, 'dtype', like)}")
+
+        def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+            _call_extern(builder, symbol, ir.VoidType(), *cgutils.unpack_tuple(builder, args[1]))
+            return context.get_dummy_value()
+
+        return types.void(like, types.UniTuple(types.int64, len(numbers))), codegen
+
+    return call
 
 
 @function

@@ -18,9 +18,9 @@ from nblstm.kernels.cells import back_through_cell
 from nblstm.kernels.job import BACKWARD_JOB, ROWS, UNITS, backward_job_at
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
 from nblstm.kernels.policy import function, inlined, worker
-from nblstm.kernels.recurrence import fetch_rows
 from nblstm.kernels.schedule import add_numbers, alive_rows, copy_numbers, entry_of, share, step_of
 from nblstm.kernels.simd import array_at, lanes_of
+from nblstm.kernels.slices import fetch_rows
 
 _JOB_SIZE = BACKWARD_JOB.itemsize
 _ZERO, _ONE = np.int64(0), np.int64(1)

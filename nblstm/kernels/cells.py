@@ -1,8 +1,8 @@
-"""The cells: the equations of each on vectors, and the loop that takes them over rows and units.
+"""The cells: the equations of each on vectors, and the worker that takes them over rows and units.
 
-A loop is handed the gates' sums of some unit blocks and writes the next hidden state. Gate number g of unit block b is
-vector number ``b * gates + g`` of its panels (nblstm.engine.packing). Where `keep` says so, the loop leaves the gates'
-values in place of their sums. The loops share these buffers:
+A worker is handed the gates' sums of some unit blocks and writes the next hidden state; a program compiles those of the
+cells that it uses. Gate number g of unit block b is vector number ``b * gates + g`` of the sums' panels
+(nblstm.engine.packing). Where `keep` says so, it leaves the gates' values in place of their sums. Buffers (`CELL_JOB`):
 
     sums            inout  Panels; bias + W_ih x + W_hh h, or without the last term where that is kept apart
     recurrent_sums  in     Panels; W_hh h with its own bias, where the cell keeps it apart; else the same as `sums`
@@ -19,18 +19,23 @@ How to add a cell: docs/cells.md.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from nblstm.kernels.activations import sigmoid, tanh
-from nblstm.kernels.matmul import panel_vector
-from nblstm.kernels.policy import function
-from nblstm.kernels.simd import fma, lanes_of, larger, load, normal_or_zero, store, where_negative
+from nblstm.kernels.job import cell_job_at
+from nblstm.kernels.matmul import Panels, Rows, panel_vector, panel_width
+from nblstm.kernels.policy import Worker, function, worker
+from nblstm.kernels.simd import array_at, fma, lanes_of, larger, load, normal_or_zero, store, where_negative
+
+_ZERO, _ONE = np.int64(0), np.int64(1)
 
 
 class Cell(NamedTuple):
     """What the engine has to know of a cell besides its equations."""
 
-    code: int  # its branch in `apply_cell`
+    code: int  # its entry in `_WORKERS`, and its branch in `back_through_cell`
     gates: int  # rows of a weight matrix: gates * H
     apart: bool = False  # it is handed the recurrent sums, with their bias for the last gate, apart from the others
     has_cell_state: bool = False
@@ -81,8 +86,23 @@ def relu(x):
 
 
 @function
-def _apply_lstm(sums, first_block, last_block, rows, h, c, keep):
-    lanes = lanes_of(h.array)
+def _panels(address, stride, like):
+    """Return the Panels whose row 0 of panel 0 is at `address`, or would be."""
+    return Panels(array_at(address, _ONE, like), _ZERO, stride, panel_width(like))
+
+
+@function
+def _rows(address, stride, like):
+    """Return the Rows whose row 0 is at `address`."""
+    return Rows(array_at(address, _ONE, like), _ZERO, stride)
+
+
+@function
+def _apply_lstm(address, like):
+    job, lanes = cell_job_at(address), lanes_of(like)
+    first_block, last_block, rows, keep = job.first_block, job.last_block, job.rows, job.keep != 0
+    sums, h = _panels(job.sums, job.sums_stride, like), _rows(job.h, job.h_stride, like)
+    c = _rows(job.c, job.c_stride, like)
     # Two passes: in one, the 150 cycles from the gates over c to h are longer than the CPU can look ahead to the next
     # vector: 18 ns in two, of 64 rows, where one takes half as much again.
     for block in range(first_block, last_block):
@@ -114,8 +134,12 @@ def _apply_lstm(sums, first_block, last_block, rows, h, c, keep):
 
 
 @function
-def _apply_gru(sums, recurrent_sums, first_block, last_block, rows, h_before, h, keep):
-    lanes = lanes_of(h.array)
+def _apply_gru(address, like):
+    job, lanes = cell_job_at(address), lanes_of(like)
+    first_block, last_block, rows, keep = job.first_block, job.last_block, job.rows, job.keep != 0
+    sums = _panels(job.sums, job.sums_stride, like)
+    recurrent_sums = _panels(job.recurrent_sums, job.recurrent_stride, like)
+    h_before, h = _rows(job.h_before, job.h_before_stride, like), _rows(job.h, job.h_stride, like)
     # Two passes, as for the LSTM: up to the candidate's sum, and from there on.
     for block in range(first_block, last_block):
         for row in range(rows):
@@ -143,9 +167,11 @@ def _apply_gru(sums, recurrent_sums, first_block, last_block, rows, h_before, h,
 
 
 @function
-def _apply_rnn(rectify, sums, first_block, last_block, rows, h, keep):
+def _apply_rnn(rectify, address, like):
     """J. Elman, Finding Structure in Time, Cognitive Science 14(2), 1990: h' = tanh or relu of the sum."""
-    lanes = lanes_of(h.array)
+    job, lanes = cell_job_at(address), lanes_of(like)
+    first_block, last_block, rows, keep = job.first_block, job.last_block, job.rows, job.keep != 0
+    sums, h = _panels(job.sums, job.sums_stride, like), _rows(job.h, job.h_stride, like)
     for block in range(first_block, last_block):
         for row in range(rows):
             value = load(sums.array, panel_vector(sums, block, row))
@@ -155,15 +181,66 @@ def _apply_rnn(rectify, sums, first_block, last_block, rows, h, keep):
                 store(sums.array, panel_vector(sums, block, row), value)
 
 
-@function
-def apply_cell(code, sums, recurrent_sums, first_block, last_block, rows, h_before, h, c, keep):
-    """Take the gates' sums of `rows` rows and unit blocks [first_block, last_block) to the next states."""
-    if code == _LSTM:
-        _apply_lstm(sums, first_block, last_block, rows, h, c, keep)
-    elif code == _GRU:
-        _apply_gru(sums, recurrent_sums, first_block, last_block, rows, h_before, h, keep)
-    elif code in (_RNN_TANH, _RNN_RELU):
-        _apply_rnn(code == _RNN_RELU, sums, first_block, last_block, rows, h, keep)
+@worker
+def lstm_float32(job, piece, step):
+    """The worker of this cell for float32."""
+    _apply_lstm(job, np.float32(0))
+
+
+@worker
+def lstm_float64(job, piece, step):
+    """The worker of this cell for float64."""
+    _apply_lstm(job, np.float64(0))
+
+
+@worker
+def gru_float32(job, piece, step):
+    """The worker of this cell for float32."""
+    _apply_gru(job, np.float32(0))
+
+
+@worker
+def gru_float64(job, piece, step):
+    """The worker of this cell for float64."""
+    _apply_gru(job, np.float64(0))
+
+
+@worker
+def rnn_tanh_float32(job, piece, step):
+    """The worker of this cell for float32."""
+    _apply_rnn(False, job, np.float32(0))
+
+
+@worker
+def rnn_tanh_float64(job, piece, step):
+    """The worker of this cell for float64."""
+    _apply_rnn(False, job, np.float64(0))
+
+
+@worker
+def rnn_relu_float32(job, piece, step):
+    """The worker of this cell for float32."""
+    _apply_rnn(True, job, np.float32(0))
+
+
+@worker
+def rnn_relu_float64(job, piece, step):
+    """The worker of this cell for float64."""
+    _apply_rnn(True, job, np.float64(0))
+
+
+_WORKERS = {
+    _LSTM: (lstm_float32, lstm_float64),
+    _GRU: (gru_float32, gru_float64),
+    _RNN_TANH: (rnn_tanh_float32, rnn_tanh_float64),
+    _RNN_RELU: (rnn_relu_float32, rnn_relu_float64),
+}
+
+
+def worker_of(code: int, dtype: np.dtype[Any]) -> Worker:
+    """Return the worker of the cell of this code."""
+    single, double = _WORKERS[code]
+    return single if dtype == np.float32 else double
 
 
 # The way back, for `vjp`: from the gradients of h' and c' to those of the gates' sums, of c, and of h as far as it does

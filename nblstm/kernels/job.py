@@ -27,7 +27,7 @@ FIELDS = (
     "inputs",  # I
     "units",  # H
     "outputs",  # P
-    "cell",  # its code (nblstm.kernels.cells)
+    "cell_worker",  # address of the cell's worker (nblstm.kernels.cells)
     "gates",  # of a unit
     "unit_blocks",  # H in vectors, rounded up
     "unit_group",  # unit blocks whose gates fill whole panels: slices of units are whole groups
@@ -40,6 +40,7 @@ FIELDS = (
     "recurrent_weights",
     "recurrent_bias",  # 0: recurrent sums are added to those of the input
     "projection_weights",  # 0: no projection
+    "projector",  # address of the worker that does it (nblstm.kernels.projection); 0 without
     # Workspace (nblstm.engine.workspace): where each buffer begins, in elements. Every part has a region of its own of
     # the first two; the states are common.
     "block",  # steps whose input is projected at once
@@ -71,6 +72,7 @@ FIELDS = (
     "kept",
     "kept_step",
     "kept_row",
+    "keeper",  # address of the worker that does so (nblstm.kernels.keeping)
     "starts",  # (T,) start(t), 0: start(t) = t
     "batch_sizes",  # (parts over rows, T) of a slice's rows those alive at a step, never more than before; 0: all
     "x_rows",  # (B,) where the kernel's row r lies in x and y, 0: at r
@@ -80,6 +82,30 @@ FIELDS = (
     "c_n",  # 0: no cell state
 )
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
+
+
+# What a cell does at a step, for some rows and unit blocks of a job's. Buffers: nblstm.kernels.cells; strides are those
+# of Panels from panel to panel, and of Rows.
+CELL_FIELDS = (
+    "job",  # address
+    "t",
+    "first_row",  # number in the batch of row 0 of the buffers
+    "rows",
+    "first_block",
+    "last_block",
+    "sums",
+    "sums_stride",
+    "recurrent_sums",
+    "recurrent_stride",
+    "h_before",
+    "h_before_stride",
+    "h",
+    "h_stride",
+    "c",
+    "c_stride",
+    "keep",
+)
+CELL_JOB = np.dtype([(name, np.int64) for name in CELL_FIELDS])
 
 
 # The same for the way back through time (nblstm.kernels.backprop). G slots of gradients a step and row, each of whole
@@ -228,6 +254,7 @@ LOSS_JOB = np.dtype([(name, np.int64) for name in LOSS_FIELDS])
 WEIGHTS = "input_weights", "bias", "recurrent_weights", "recurrent_bias", "projection_weights"
 WEIGHTS_BACK = "input_back", "recurrent_back", "projection_back"
 _ONE_ROW_FIELDS = (
+    "cell",  # its code (nblstm.kernels.cells)
     "worker",  # address of the worker of nblstm.kernels.recurrence
     "worker_back",  # that of nblstm.kernels.step_back; 0: the weights are not for the way back
     "scratch",  # elements of the workspace
@@ -271,4 +298,4 @@ def reader_of(dtype: np.dtype[Any]) -> Any:
 job_at, backward_job_at = reader_of(JOB), reader_of(BACKWARD_JOB)
 product_job_at, gradient_job_at = reader_of(PRODUCT_JOB), reader_of(GRADIENT_JOB)
 dense_job_at, loss_job_at = reader_of(DENSE_JOB), reader_of(LOSS_JOB)
-one_row_job_at = reader_of(ONE_ROW_JOB)
+one_row_job_at, cell_job_at = reader_of(ONE_ROW_JOB), reader_of(CELL_JOB)

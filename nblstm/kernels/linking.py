@@ -12,6 +12,9 @@ from typing import Any
 
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
+from numba.core.compiler_machinery import PassManager
+from numba.core.typed_passes import NopythonRewrites
+from numba.core.untyped_passes import InlineClosureLikes
 
 
 class _LinkedLibrary(JITCodeLibrary):  # type: ignore[misc]
@@ -37,8 +40,20 @@ class _LinkedLibrary(JITCodeLibrary):  # type: ignore[misc]
         """Leave it: Numba would write to a variable of the machine code."""
 
 
+# Passes over array expressions and over closures, of which no kernel has any: 8 % of the first call.
+_NOT_NEEDED = NopythonRewrites, InlineClosureLikes
+
+
 class LinkedCompiler(Compiler):  # type: ignore[misc]
-    """Numba's compiler with such a library."""
+    """Numba's compiler with such a library, and without what finds nothing to do in a kernel."""
+
+    def define_pipelines(self) -> list[PassManager]:
+        """Return Numba's passes but for those."""
+        managers: list[PassManager] = super().define_pipelines()
+        for manager in managers:
+            manager.passes[:] = [one for one in manager.passes if one[0] not in _NOT_NEEDED]
+            manager.finalize()
+        return managers
 
     def compile_extra(self, func: Callable[..., Any]) -> Any:
         """Compile a function."""

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nblstm.kernels.policy import LINE, VECTOR_BYTES, function, inlined
-from nblstm.kernels.simd import lanes_of
+from nblstm.kernels.atomics import caller_of
+from nblstm.kernels.policy import LINE, VECTOR_BYTES, function, shared_worker
+from nblstm.kernels.simd import address_at, lanes_of
 from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, TILES_TO_SHARE, multiply_tile, prefetch_step
 
 # Terms of a chain at most. Errors are 0.7 to 1.0 of torch's, in a product of which 1 to 2 % goes into the additions
@@ -62,31 +63,7 @@ def panel_vector(panels, vector, row):
     return panels.start + panel * panels.stride + row * panels.row_stride + place * lanes_of(panels.array)
 
 
-@inlined
-def _multiply_tile(rows, panels, row, panel, begin, end, terms, chain, a, weights, ahead, addend, product):
-    """Do one tile: rows [row, row + rows), panels [panel, panel + panels) and terms [begin, end) of all `terms`."""
-    width = panel_width(product.array)
-    multiply_tile(
-        rows,
-        panels,
-        end - begin,
-        chain,
-        a.array,
-        a.start + row * a.stride + begin,
-        a.stride,
-        weights,
-        (panel * terms + begin) * width,
-        terms * width,
-        ahead,
-        addend.array,
-        addend.start + panel * addend.stride + row * addend.row_stride,
-        addend.stride,
-        addend.row_stride,
-        product.array,
-        product.start + panel * product.stride + row * product.row_stride,
-        product.stride,
-        product.row_stride,
-    )
+_call_product = caller_of("product")
 
 
 @function
@@ -99,6 +76,17 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
     product    out  Panels; overlaps neither a nor weights
     backwards  from the last panel to the first: the same bits, other panels in the cache at the end
     """
+    a_at, weights_at = address_at(a.array, a.start), address_at(weights, 0)
+    c_at, d_at = address_at(addend.array, addend.start), address_at(product.array, product.start)
+    c_strides, d_strides = (addend.stride, addend.row_stride), (product.stride, product.row_stride)
+    panels = first_panel, last_panel
+    numbers = rows, terms, a_at, a.stride, weights_at, *panels, c_at, *c_strides, d_at, *d_strides, np.int64(backwards)
+    _call_product(product.array, numbers)
+
+
+@function
+def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards, like):
+    """Do a product; names, addresses and strides as those of a tile, but b is where panel 0 begins."""
     if rows == 0:
         return
     tiles = (rows + ROWS - 1) // ROWS
@@ -108,16 +96,14 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
     chains = max(1, (terms + _CHAIN - 1) // _CHAIN)
     chain = (terms + chains - 1) // chains  # of nearly equal length
     groups = (last_panel - first_panel + at_once - 1) // at_once
-    width = panel_width(product.array)
-    part = prefetch_step(width, product.array.itemsize)
-    shared = tiles >= TILES_TO_SHARE
+    width, item = panel_width(like), VECTOR_BYTES // lanes_of(like)
+    part = prefetch_step(width, item)
     terms_at_once = max(1, chain if tiles >= _TILES_TO_STAY else terms)
     for n in range(groups):
         first = first_panel + (groups - 1 - n if backwards else n) * at_once
         end = min(first + at_once, last_panel)
         for begin in range(0, max(1, terms), terms_at_once):
             stop = min(begin + terms_at_once, terms)
-            source = addend if begin == 0 else product
             row = 0
             for tile in range(tiles):
                 # Tiles of nearly equal height: 32 rows as 6 6 5 5 5 5, not 6 6 6 6 6 2, whose last has too few chains.
@@ -126,12 +112,46 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
                 while panel < end:
                     while panel + panels > end:
                         panels //= 2
-                    ahead = -1
-                    if shared:
+                    ahead = 0
+                    if tiles >= TILES_TO_SHARE:
                         next_panel = max(0, panel - at_once if backwards else panel + at_once)
-                        ahead = (next_panel * terms + begin) * width + min(tile * part, width) * (stop - begin)
-                    _multiply_tile(
-                        height, panels, row, panel, begin, stop, terms, chain, a, weights, ahead, source, product
+                        next_terms = (next_panel * terms + begin) * width
+                        ahead = b + (next_terms + min(tile * part, width) * (stop - begin)) * item
+                    own_c, own_d = (
+                        c + (panel * c_panel + row * c_row) * item,
+                        d + (panel * d_panel + row * d_row) * item,
+                    )
+                    multiply_tile(
+                        like,
+                        height,
+                        panels,
+                        stop - begin,
+                        chain,
+                        a + (row * a_row + begin) * item,
+                        a_row,
+                        b + (panel * terms + begin) * width * item,
+                        terms * width,
+                        ahead,
+                        own_c if begin == 0 else own_d,
+                        c_panel if begin == 0 else d_panel,
+                        c_row if begin == 0 else d_row,
+                        own_d,
+                        d_panel,
+                        d_row,
                     )
                     panel += panels
                 row += height
+
+
+@shared_worker
+def product_float32(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards):
+    """The product in float32."""
+    like = np.float32(0)
+    _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards, like)
+
+
+@shared_worker
+def product_float64(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards):
+    """The product in float64."""
+    like = np.float64(0)
+    _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards, like)

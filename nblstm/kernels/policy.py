@@ -1,13 +1,14 @@
 """How the package uses Numba: the one file that names its options, its cache and the host's vector width.
 
-Six decorators say what a compiled function is for:
+Seven decorators say what a compiled function is for:
 
 * ``function``: called from other compiled code only; ends up inside its callers, so it has no cache entry of its own;
 * ``inlined``: the same, but as text of its one caller, for large functions;
 * ``entry``: called from Python; releases the GIL; cached on disk;
 * ``typed_entry``: the same, for the types that belong to a dtype and no others;
 * ``open_entry``: called from Python and from a user's compiled code;
-* ``worker``: called by address, with whole numbers as its only arguments; compiled at its first use; cached on disk.
+* ``worker``: called by address, with whole numbers as its only arguments; compiled at its first use; cached on disk;
+* ``shared_worker``: the same, but called by name from other workers (nblstm.kernels.atomics), which need it first.
 
 What is cached is a `Kernel`, and all of them are in `KERNELS` once their modules are imported.
 
@@ -29,6 +30,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import llvmlite.binding as llvm
 import numba
 from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
@@ -351,10 +353,14 @@ def typed_entry(signatures: Callable[[Any], Signatures]) -> Callable[[Callable[.
     return functools.partial(TypedEntry, signatures)
 
 
-class Worker(Kernel):
-    """A compiled function that other compiled code calls by its address: ``void (int64, int64, int64)``.
+_SHARED: list[Worker] = []
 
-    So one function of the team serves every worker. The name ends with the dtype that it is for.
+
+class Worker(Kernel):
+    """A compiled function with whole numbers as its only arguments, which other compiled code calls by its address.
+
+    So one function of the team serves every worker, and none holds the code of another. The name ends with the dtype
+    that it is for.
     """
 
     def __init__(self, python_function: Callable[..., Any]) -> None:
@@ -380,12 +386,32 @@ class Worker(Kernel):
         return 0 if self._callback is None else int(self._callback.cache_hits)
 
     def _compile(self) -> Any:
-        signature = ((types.int64, types.int64, types.int64), types.void)
+        if self not in _SHARED:
+            for shared in _SHARED:
+                if shared.dtypes == self.dtypes:
+                    shared.link()
+        signature = ((types.int64,) * self._python_function.__code__.co_argcount, types.void)
         callback = CFunc(self._python_function, signature, locals={}, options=dict(_OPTIONS))
         if self.cache is not None:
             callback._cache = self.cache
         callback.compile()
         return callback
 
+    def link(self) -> None:
+        """Let compiled code call the function by its name: LLVM looks for it when it makes or loads the caller."""
+        llvm.add_symbol(symbol_of(self._python_function.__name__), self.address)
+
 
 worker = Worker
+
+
+def symbol_of(name: str) -> str:
+    """Return the name by which compiled code calls a shared worker."""
+    return f"nblstm_{name}"
+
+
+def shared_worker(python_function: Callable[..., Any]) -> Worker:
+    """Compile once for all workers of a dtype, which call it by name: none of them compiles its code again."""
+    shared = Worker(python_function)
+    _SHARED.append(shared)
+    return shared

@@ -19,33 +19,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from nblstm.kernels.cells import apply_cell
-from nblstm.kernels.job import JOB, LAYERS, ROWS, UNITS, job_at
-from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_vector, panel_width
-from nblstm.kernels.policy import LINE, function, inlined, worker
-from nblstm.kernels.schedule import alive_rows, copy_numbers, entry_of, share, slots_before, step_of
-from nblstm.kernels.simd import array_at, fetch_ahead, lanes_of, load, normal_or_zero, store
+from nblstm.kernels.atomics import call_at
+from nblstm.kernels.job import CELL_JOB, JOB, LAYERS, ROWS, UNITS, cell_job_at, job_at
+from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width
+from nblstm.kernels.policy import function, inlined, worker
+from nblstm.kernels.schedule import alive_rows, share, slots_before, step_of
+from nblstm.kernels.simd import address_at, array_at, lanes_of, on_stack
+from nblstm.kernels.slices import begin_states, emit, fetch_rows, gather_inputs, keep_final, shares_of
 from nblstm.kernels.tile import PANEL_VECTORS
 
-_JOB_SIZE = JOB.itemsize
+_JOB_SIZE, _CELL_JOB_SIZE = JOB.itemsize, CELL_JOB.itemsize
 # Elements of sums handled at once between product and cell: 16 KB of float32, half of a first-level cache.
 SUMS_AT_ONCE = 4096
-_FETCH_BYTES = 16384
 # Numba compiles a function anew for every literal it is called with; these are numbers like any other.
 _ZERO, _ONE = np.int64(0), np.int64(1)
-
-
-@function
-def fetch_rows(state, rows, columns):
-    """Ask for what other slices wrote, which lies in their cores' caches.
-
-    One by one, as the product reads them, each line would be waited for: 5 % of a step at H = 256, 15 % at H = 128, one
-    row. With more rows than half of the first-level cache holds the product has other work in the meantime.
-    """
-    if rows * columns * state.array.itemsize <= _FETCH_BYTES:
-        for row in range(rows):
-            for column in range(0, columns, LINE // state.array.itemsize):
-                fetch_ahead(state.array, state.start + row * state.stride + column)
 
 
 @function
@@ -54,104 +41,8 @@ def _panels_of(blocks, gates):
     return (blocks * gates + PANEL_VECTORS - 1) // PANEL_VECTORS
 
 
-@function
-def _gather_inputs(job, first, last, part, first_row, last_row, inputs):
-    """Copy the input rows of the steps number first to last - 1 into `inputs`, one after another; return how many.
-
-    inputs  out  (block * rows, input_stride)
-    """
-    slot = 0
-    for s in range(first, last):
-        t = step_of(job, s)
-        start = entry_of(job.starts, t) * job.x_step
-        for row in range(first_row, alive_rows(job, t, part, first_row, last_row)):
-            source = job.x + (start + entry_of(job.x_rows, row) * job.x_row) * inputs.itemsize
-            into = slot * job.input_stride
-            if job.x_item == 1:
-                copy_numbers(array_at(source, job.inputs, inputs), _ZERO, inputs, into, job.inputs)
-            else:  # one address at a time: a negative index would count from the end of an array
-                for i in range(job.inputs):
-                    inputs[into + i] = array_at(source + i * job.x_item * inputs.itemsize, 1, inputs)[0]
-            slot += 1
-    return slot
-
-
-@function
-def _emit(job, t, first_row, last_row, h, first, last):
-    """Write columns [first, last) of h, whose row 0 is first_row of the batch, to the output of step t."""
-    start = entry_of(job.starts, t) * job.y_step
-    for row in range(first_row, last_row):
-        address = job.y + (start + entry_of(job.x_rows, row) * job.y_row) * h.array.itemsize
-        source = h.start + (row - first_row) * h.stride + first
-        copy_numbers(h.array, source, array_at(address, last, h.array), first, last - first)
-
-
-@function
-def _keep_final(job, s, part, first_row, last_row, state, target, columns, first, last):
-    """Write columns [first, last) of the state to h_n or c_n at `target`, for the rows whose last step is number s.
-
-    state  in  Rows, whose row 0 is first_row of the batch
-    """
-    staying = first_row
-    if s + 1 < job.steps:
-        staying = alive_rows(job, step_of(job, s + 1), part, first_row, last_row)
-    for row in range(staying, alive_rows(job, step_of(job, s), part, first_row, last_row)):
-        address = target + entry_of(job.state_rows, row) * columns * state.array.itemsize
-        source = state.start + (row - first_row) * state.stride + first
-        copy_numbers(state.array, source, array_at(address, last, state.array), first, last - first)
-
-
-@function
-def _keep(job, t, first_row, rows, first_block, last_block, sums, recurrent_sums, c):
-    """Write the gates, the recurrent sums that stayed apart, and c to the slots of step t.
-
-    sums, recurrent_sums  in  Panels, and c  in  Rows: as the cell left them
-    """
-    lanes, gates = lanes_of(sums.array), job.gates
-    size = job.unit_blocks * lanes
-    apart = 0 if job.recurrent_bias == 0 else 1
-    slots = gates + apart + (0 if job.c_n == 0 else 1)
-    start = entry_of(job.starts, t) * job.kept_step
-    for row in range(rows):
-        place = start + entry_of(job.x_rows, first_row + row) * job.kept_row
-        kept = array_at(job.kept + place * sums.array.itemsize, slots * size, sums.array)
-        for block in range(first_block, last_block):
-            for gate in range(gates):
-                value = load(sums.array, panel_vector(sums, block * gates + gate, row))
-                store(kept, gate * size + block * lanes, value)
-            if apart:
-                value = load(recurrent_sums.array, panel_vector(recurrent_sums, block * gates + gates - 1, row))
-                store(kept, gates * size + block * lanes, value)
-            if job.c_n != 0:
-                store(kept, (slots - 1) * size + block * lanes, load(c.array, c.start + row * c.stride + block * lanes))
-
-
-@function
-def _set_initial(job, initial, columns, first_row, last_row, state):
-    """Set rows [first_row, last_row) of the state of the whole batch to those at `initial`; padding to zeros.
-
-    state  out  Rows
-    """
-    for row in range(first_row, last_row):
-        into = state.start + row * state.stride
-        for column in range(columns, state.stride):
-            state.array[into + column] = 0
-        address = initial + entry_of(job.state_rows, row) * columns * state.array.itemsize
-        copy_numbers(array_at(address, columns, state.array), _ZERO, state.array, into, columns)
-
-
-@function
-def _begin(job, first_row, last_row, h, c):
-    """Set both h buffers (rows of shorter sequences join the reverse direction at any step) and c."""
-    for buffer in range(2):
-        rows = Rows(h, buffer * job.rows * job.h_stride, job.h_stride)
-        _set_initial(job, job.h_n, job.outputs, first_row, last_row, rows)
-    if job.c_n != 0:
-        _set_initial(job, job.c_n, job.units, first_row, last_row, Rows(c, _ZERO, job.c_stride))
-
-
 @inlined
-def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, inputs, h, c, m):
+def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, inputs, h, c, m, cell_job):
     """Do step number s for some rows and unit blocks, up to h, or up to m where a projection follows.
 
     sums    scratch  where a block has several steps, it carries their projected inputs from the first to the last
@@ -159,6 +50,7 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
     h       inout    (2, B, h_stride): reads buffer s % 2, writes the other
     c       inout    (B, c_stride), where there is a cell state; else not touched
     m       out      (B, c_stride), where there is a projection; else not touched
+    cell_job         scratch  address of a `CELL_JOB`, whose `job` is set
     """
     lanes, width = lanes_of(h), panel_width(h)
     input_weights, bias = array_at(job.input_weights, 1, h), Panels(array_at(job.bias, 1, h), _ZERO, width, _ZERO)
@@ -172,7 +64,7 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
     x = Rows(inputs, _ZERO, job.input_stride)
     if s == begins:
         ends = min(begins + job.block, job.steps)
-        slots = _gather_inputs(job, begins, ends, part, first_row, last_row, inputs)
+        slots = gather_inputs(job, begins, ends, part, first_row, last_row, inputs)
         if job.block > 1:
             projected = Panels(sums, -first_panel * panel_stride, panel_stride, width)
             multiply_add(slots, job.inputs, x, input_weights, first_panel, last_panel, bias, projected, FORWARDS)
@@ -202,47 +94,23 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
             addend = Panels(array_at(job.recurrent_bias, 1, h), _ZERO, width, _ZERO)
             recurrent = Panels(sums, job.recurrent_sums - panel * rows * width, rows * width, width)
         multiply_add(rows, job.outputs, h_before, recurrent_weights, panel, end_panel, addend, recurrent, back)
-        apply_cell(job.cell, gates, recurrent, block, end_block, rows, h_before, out, c_rows, job.kept != 0)
+        cell = cell_job_at(cell_job)
+        cell.t, cell.first_row, cell.rows, cell.first_block, cell.last_block = t, first_row, rows, block, end_block
+        cell.sums, cell.sums_stride = address_at(sums, gates.start), gates.stride
+        cell.recurrent_sums, cell.recurrent_stride = address_at(sums, recurrent.start), recurrent.stride
+        cell.h_before, cell.h_before_stride = address_at(h, h_before.start), job.h_stride
+        cell.h, cell.h_stride = address_at(out.array, out.start), out.stride
+        cell.c, cell.c_stride = address_at(c, c_rows.start), job.c_stride
+        cell.keep = 1 if job.kept != 0 else 0
+        call_at(job.cell_worker, cell_job, 0, 0)
         if job.kept != 0:
-            _keep(job, t, first_row, rows, block, end_block, gates, recurrent, c_rows)
+            call_at(job.keeper, cell_job, 0, 0)
     first, last = first_block * lanes, min(last_block * lanes, job.units)
     if job.c_n != 0:
-        _keep_final(job, s, part, first_row, last_row, c_rows, job.c_n, job.units, first, last)
+        keep_final(job, s, part, first_row, last_row, c_rows, job.c_n, job.units, first, last)
     if job.projection_weights == 0:
-        _emit(job, t, first_row, alive, h_after, first, last)
-        _keep_final(job, s, part, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
-
-
-@inlined
-def _project(job, s, part, first_row, last_row, first_panel, last_panel, sums, h, m):
-    """Do the second half of step number s where there is a projection: h = W_hr m, for panels of its outputs.
-
-    sums  scratch  (panels, rows, width) from `products` on: the projected inputs before it are still needed
-    """
-    width = panel_width(h)
-    t = step_of(job, s)
-    alive = alive_rows(job, t, part, first_row, last_row)
-    rows = alive - first_row
-    size = rows * width
-    for i in range((last_panel - first_panel) * size):
-        sums[job.products + i] = 0
-    products = Panels(sums, job.products - first_panel * size, size, width)
-    m_rows = Rows(m, first_row * job.c_stride, job.c_stride)
-    if job.split == UNITS:
-        fetch_rows(m_rows, rows, job.units)
-    weights = array_at(job.projection_weights, 1, h)
-    multiply_add(rows, job.units, m_rows, weights, first_panel, last_panel, products, products, s % 2 == 1)
-    for i in range(job.products, job.products + (last_panel - first_panel) * size, lanes_of(h)):
-        store(sums, i, normal_or_zero(load(sums, i)))
-    h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
-    for panel in range(first_panel, last_panel):
-        count = min(width, job.outputs - panel * width)
-        for row in range(rows):
-            source = products.start + panel * size + row * width
-            copy_numbers(sums, source, h, h_after.start + row * h_after.stride + panel * width, count)
-    first, last = first_panel * width, min(last_panel * width, job.outputs)
-    _emit(job, t, first_row, alive, h_after, first, last)
-    _keep_final(job, s, part, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
+        emit(job, t, first_row, alive, h_after, first, last)
+        keep_final(job, s, part, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
 
 
 @function
@@ -263,10 +131,9 @@ def _slice(first_job, piece, step, like):
     sums = array_at(job.workspace + (job.sums + part * job.sums_size) * item, job.sums_size, like)
     inputs_start = job.inputs_block + part * job.inputs_block_size
     inputs = array_at(job.workspace + inputs_start * item, job.inputs_block_size, like)
-    row_part, row_parts, unit_part, unit_parts = _ZERO, _ONE, part, parts
+    row_part, row_parts, unit_part, unit_parts = shares_of(job, part)
     first_stage, last_stage = step, step + 1
     if job.split == ROWS:
-        row_part, row_parts, unit_part, unit_parts = part, parts, _ZERO, _ONE
         first_stage, last_stage = _ZERO, job.stages
     elif job.split == LAYERS:
         of_block = job.block * ((job.stages - 1) // job.steps)
@@ -276,17 +143,17 @@ def _slice(first_job, piece, step, like):
     groups = (job.unit_blocks + job.unit_group - 1) // job.unit_group
     first_group, last_group = share(groups, unit_part, unit_parts)
     first_block, last_block = first_group * job.unit_group, min(last_group * job.unit_group, job.unit_blocks)
-    panels = (job.outputs + panel_width(h) - 1) // panel_width(h)
-    first_panel, last_panel = share(panels, unit_part, unit_parts)
+    cell_job = on_stack(_CELL_JOB_SIZE)
+    cell_job_at(cell_job).job = first_job + (piece // parts) * _JOB_SIZE
     for stage in range(first_stage, last_stage):
         if stage == 0:
             begin_first, begin_last = share(job.rows, part, parts)
-            _begin(job, begin_first, begin_last, h, c)
+            begin_states(job, begin_first, begin_last, h, c)
         elif job.projection_weights != 0 and stage % 2 == 0:
-            _project(job, stage // 2 - 1, row_part, first_row, last_row, first_panel, last_panel, sums, h, m)
+            call_at(job.projector, first_job, piece, stage // 2 - 1)
         else:
             s = stage - 1 if job.projection_weights == 0 else stage // 2
-            _advance(job, s, row_part, first_row, last_row, first_block, last_block, sums, inputs, h, c, m)
+            _advance(job, s, row_part, first_row, last_row, first_block, last_block, sums, inputs, h, c, m, cell_job)
 
 
 @worker

@@ -374,6 +374,16 @@ def array_at(typing_context: Any, address: Any, length: Any, like: Any) -> Any:
 
 
 @intrinsic
+def address_at(typing_context: Any, array: Any, index: Any) -> Any:
+    """The address of ``array[index]`` of a contiguous 1-D array; any index will do."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
+        return builder.ptrtoint(_element_pointer(context, builder, sig.args[0], *args), I64)
+
+    return types.int64(array, types.int64), codegen
+
+
+@intrinsic
 def on_stack(typing_context: Any, size: Any) -> Any:
     """The address of `size` bytes, from the beginning of a cache line, that live until the calling function returns."""
 

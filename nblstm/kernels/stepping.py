@@ -12,11 +12,13 @@ import numba
 import numpy as np
 
 from nblstm.kernels.atomics import call_at
-from nblstm.kernels.job import FIELDS
-from nblstm.kernels.policy import LINE, typed_entry
+from nblstm.kernels.job import FIELDS, JOB
+from nblstm.kernels.policy import LINE, function, typed_entry
+from nblstm.kernels.simd import array_at, on_stack
 
 _ROWS, _INPUTS, _OUTPUTS = FIELDS.index("rows"), FIELDS.index("inputs"), FIELDS.index("outputs")
 _X, _Y, _WORKSPACE = FIELDS.index("x"), FIELDS.index("y"), FIELDS.index("workspace")
+_JOB_SIZE, _ZERO = JOB.itemsize, np.int64(0)
 _H_N, _C_N = FIELDS.index("h_n"), FIELDS.index("c_n")
 
 
@@ -54,6 +56,14 @@ def step_layers(worker, jobs, x, y):
     return True
 
 
+@function
+def _copy_state(source, target):
+    # In Python's own words, `target[:] = source`, it took seconds to compile.
+    for row in range(source.shape[0]):
+        for column in range(source.shape[1]):
+            target[row, column] = source[row, column]
+
+
 @typed_entry(_cell_signatures)
 def step_cell(worker, template, scratch, x, h, c, h_next, c_next):
     """Do a step of one layer with the user's states; return False, and do nothing, if an array has another shape.
@@ -69,15 +79,18 @@ def step_cell(worker, template, scratch, x, h, c, h_next, c_next):
     if not fits or h.shape[0] != rows or c.shape[0] != rows:
         return False
     memory = np.empty(scratch + LINE // x.itemsize, x.dtype)
-    job = template.copy()
+    job_at = on_stack(_JOB_SIZE)
+    job = array_at(job_at, template.size, _ZERO)
+    for field in range(template.size):
+        job[field] = template[field]
     workspace = (memory.ctypes.data + LINE - 1) // LINE * LINE
     job[_WORKSPACE] = workspace
     job[_X] = x.ctypes.data
     job[_Y] = workspace + (scratch - rows * units) * x.itemsize
-    h_next[:] = h
+    _copy_state(h, h_next)
     job[_H_N] = h_next.ctypes.data
     if job[_C_N] != 0:
-        c_next[:] = c
+        _copy_state(c, c_next)
         job[_C_N] = c_next.ctypes.data
-    call_at(worker, job.ctypes.data, 0, 0)
+    call_at(worker, job_at, 0, 0)
     return True

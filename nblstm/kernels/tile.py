@@ -49,7 +49,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from nblstm.kernels.policy import HAS_FMA, LINE, VECTOR_BYTES, VECTOR_REGISTERS, function
-from nblstm.kernels.simd import I64, data_of, llvm_element, llvm_fma, llvm_prefetch, llvm_vector, splat
+from nblstm.kernels.simd import I64, llvm_element, llvm_fma, llvm_prefetch, llvm_vector, splat
 
 ROWS = 6
 PANEL_VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
@@ -273,51 +273,41 @@ def _tile_function(
 @intrinsic
 def multiply_tile(
     typing_context: Any,
+    like: Any,
     rows: Any,
     panels: Any,
     terms: Any,
     chain: Any,
     a: Any,
-    a_start: Any,
     a_row: Any,
     b: Any,
-    b_start: Any,
     b_panel: Any,
     ahead: Any,
     c: Any,
-    c_start: Any,
     c_panel: Any,
     c_row: Any,
     d: Any,
-    d_start: Any,
     d_panel: Any,
     d_row: Any,
 ) -> Any:
     """d = c + a b for `rows` rows (1 to ROWS) and `panels` panels (PANELS_AT_ONCE[rows], or that halved, down to 1).
 
-    Starts and strides count elements of the contiguous 1-D arrays, of one dtype; nothing is checked. A chain has
-    `chain` terms, at least 1 if there are any; the last one has what is left.
+    All but the strides, in elements as `like`, are addresses; nothing is checked. A chain has `chain` terms, at least 1
+    if there are any; the last one has what is left.
 
-    a  in   row r's terms at ``a_start + r * a_row + k``
-    b  in   panel p's vectors of term k at ``b_start + p * b_panel + k * PANEL_VECTORS * lanes``
-    ahead   where in b those weights begin that this tile asks for; negative: its own, as no other tile reads them
-    c  in   row r of panel p at ``c_start + p * c_panel + r * c_row``; may be d itself, but not overlap it otherwise
-    d  out  row r of panel p at ``d_start + p * d_panel + r * d_row``; must not overlap a or b
+    a  in   row r's terms at ``a + r * a_row + k``
+    b  in   panel p's vectors of term k at ``b + p * b_panel + k * PANEL_VECTORS * lanes``
+    ahead   where those weights begin that this tile asks for; 0: its own, as no other tile reads them
+    c  in   row r of panel p at ``c + p * c_panel + r * c_row``; may be d itself, but not overlap it otherwise
+    d  out  row r of panel p at ``d + p * d_panel + r * d_row``; must not overlap a or b
     """
-    dtype = d.dtype
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        rows, panels, terms, chain, a, a_start, a_row, b, b_start, b_panel, ahead, *addend_and_output = args
-        c, c_start, c_panel, c_row, d, d_start, d_panel, d_row = addend_and_output
-
-        def at(array_type: Any, array: ir.Value, start: ir.Value) -> ir.Value:
-            return builder.gep(data_of(context, builder, array_type, array), [start])
-
-        operands = [terms, chain, at(sig.args[4], a, a_start), a_row, at(sig.args[7], b, b_start), b_panel]
-        operands += [at(sig.args[7], b, ahead), at(sig.args[11], c, c_start), c_panel, c_row]
-        operands += [at(sig.args[15], d, d_start), d_panel, d_row]
+        _, rows, panels, terms, chain, a, a_row, b, b_panel, ahead, c, c_panel, c_row, d, d_panel, d_row = args
+        is_alone = builder.zext(builder.icmp_signed("==", ahead, ir.Constant(I64, 0)), I64)
+        a, b, ahead, c, d = (builder.inttoptr(place, llvm_element(like).as_pointer()) for place in (a, b, ahead, c, d))
+        operands = [terms, chain, a, a_row, b, b_panel, ahead, c, c_panel, c_row, d, d_panel, d_row]
         finished = builder.append_basic_block("tile.finished")
-        is_alone = builder.zext(builder.icmp_signed("<", ahead, ir.Constant(I64, 0)), I64)
         size = builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows)
         choice = builder.switch(builder.add(builder.mul(is_alone, ir.Constant(I64, 128)), size), finished)
         for count, alone in product(range(1, ROWS + 1), (False, True) if TILES_TO_SHARE > 1 else (False,)):
@@ -328,11 +318,10 @@ def multiply_tile(
                 with builder.goto_block(block):
                     for columns in _tiles(count, width):
                         asks = alone and count >= _ROWS_TO_PREFETCH
-                        builder.call(_tile_function(builder.module, dtype, count, columns, asks), operands)
+                        builder.call(_tile_function(builder.module, like, count, columns, asks), operands)
                     builder.branch(finished)
                 width //= 2
         builder.position_at_end(finished)
         return context.get_dummy_value()
 
-    i64 = types.int64
-    return types.void(i64, i64, i64, i64, a, i64, i64, b, i64, i64, i64, c, i64, i64, i64, d, i64, i64, i64), codegen
+    return types.void(like, *[types.int64] * 15), codegen

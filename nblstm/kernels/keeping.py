@@ -1,0 +1,54 @@
+"""What a step keeps for gradients and traces: its gates, the recurrent sums that stayed apart, and c.
+
+A worker of its own, so that inference does not compile it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nblstm.kernels.job import cell_job_at, job_at
+from nblstm.kernels.matmul import Panels, panel_vector, panel_width
+from nblstm.kernels.policy import function, worker
+from nblstm.kernels.schedule import entry_of
+from nblstm.kernels.simd import array_at, lanes_of, load, store
+
+_ZERO, _ONE = np.int64(0), np.int64(1)
+
+
+@function
+def _keep(address, like):
+    """Write to the slots of a step what its cell left, whose `CELL_JOB` this is."""
+    cell = cell_job_at(address)
+    job, lanes, width = job_at(cell.job), lanes_of(like), panel_width(like)
+    sums = Panels(array_at(cell.sums, _ONE, like), _ZERO, cell.sums_stride, width)
+    recurrent_sums = Panels(array_at(cell.recurrent_sums, _ONE, like), _ZERO, cell.recurrent_stride, width)
+    c, gates = array_at(cell.c, _ONE, like), job.gates
+    size = job.unit_blocks * lanes
+    apart = 0 if job.recurrent_bias == 0 else 1
+    slots = gates + apart + (0 if job.c_n == 0 else 1)
+    start = entry_of(job.starts, cell.t) * job.kept_step
+    for row in range(cell.rows):
+        place = start + entry_of(job.x_rows, cell.first_row + row) * job.kept_row
+        kept = array_at(job.kept + place * sums.array.itemsize, slots * size, like)
+        for block in range(cell.first_block, cell.last_block):
+            for gate in range(gates):
+                value = load(sums.array, panel_vector(sums, block * gates + gate, row))
+                store(kept, gate * size + block * lanes, value)
+            if apart:
+                value = load(recurrent_sums.array, panel_vector(recurrent_sums, block * gates + gates - 1, row))
+                store(kept, gates * size + block * lanes, value)
+            if job.c_n != 0:
+                store(kept, (slots - 1) * size + block * lanes, load(c, row * cell.c_stride + block * lanes))
+
+
+@worker
+def keep_float32(job, piece, step):
+    """The worker for float32."""
+    _keep(job, np.float32(0))
+
+
+@worker
+def keep_float64(job, piece, step):
+    """The worker for float64."""
+    _keep(job, np.float64(0))
