@@ -23,8 +23,8 @@ from numba.core.runtime import _nrt_python as nrt
 
 import nblstm
 from nblstm import GRU, LSTM, RNN, nopython
+from nblstm.kernels.disk_cache import DIGEST
 from nblstm.kernels.job import ONE_ROW_FIELDS
-from nblstm.kernels.policy import DIGEST
 
 PACKAGE = Path(__file__).resolve().parent.parent / "nblstm"
 

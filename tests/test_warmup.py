@@ -121,8 +121,8 @@ def files_in(folder: Path) -> set[Path]:
 @pytest.mark.slow
 def test_a_warm_process_compiles_nothing_whatever_it_does() -> None:
     """In the cache of all tests, which compile most of it anyhow: anew it would take minutes."""
-    warm = "import nblstm, sys; nblstm.warmup(training=True); from nblstm.kernels import policy\n"
-    folder = Path(run(warm + "print(policy.cache_folder())").strip())
+    warm = "import nblstm, sys; nblstm.warmup(training=True); from nblstm.kernels import disk_cache\n"
+    folder = Path(run(warm + "print(disk_cache.cache_folder())").strip())
     before = files_in(folder)
     assert before
     every = "".join(f"run(np.{dtype}); train(np.{dtype})\n" for dtype in policy.DTYPES)

@@ -18,6 +18,7 @@ from nblstm import __version__, get_num_threads, load
 from nblstm.commands.timing import is_installed
 from nblstm.commands.weight_report import refused, report, size_text
 from nblstm.kernels import policy
+from nblstm.kernels.disk_cache import cache_folder
 
 PEERS = ("torch", "onnxruntime", "openvino")
 
@@ -74,7 +75,7 @@ def threading_layer() -> str:
 
 def kernel_cache() -> str:
     """Return where compiled kernels are kept, and how many and how large they are."""
-    folder = policy.cache_folder()
+    folder = cache_folder()
     if folder is None:
         return "none: there is no folder to write to; set NUMBA_CACHE_DIR"
     entries = list(Path(folder).glob("*.nbc"))

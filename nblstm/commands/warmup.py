@@ -18,6 +18,7 @@ import sys
 from nblstm.commands.weight_report import size_text
 from nblstm.engine.ahead import ReadyKernel, warmup
 from nblstm.kernels import policy
+from nblstm.kernels.disk_cache import cache_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the kernels ready; the exit status is 1 if they cannot be kept."""
     ready = warmup(policy.DTYPES if args.dtype == "all" else args.dtype, training=args.training, progress=_say)
     compiled = sum(not kernel.cached for kernel in ready)
-    folder, size = policy.cache_folder(), size_text(sum(kernel.size for kernel in ready))
+    folder, size = cache_folder(), size_text(sum(kernel.size for kernel in ready))
     if folder is None or not all(kernel.size for kernel in ready):
         print("nblstm warmup: the kernels cannot be kept; set NUMBA_CACHE_DIR to a folder with room", file=sys.stderr)
         return 1

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nblstm import errors, kernels
-from nblstm.kernels.policy import DTYPES, KERNELS, mark_complete
+from nblstm.kernels.disk_cache import mark_complete
+from nblstm.kernels.policy import DTYPES, KERNELS
 
 # Modules of kernels that a service never calls: gradients, losses, optimisers, what only nblstm.training has, dropout.
 TRAINING_ONLY = frozenset(

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from nblstm.kernels.policy import DIGEST
+from nblstm.kernels.disk_cache import DIGEST
 
 ROWS, UNITS, LAYERS = 0, 1, 2
 

@@ -1,4 +1,4 @@
-"""How the package uses Numba: the one file that names its options, its cache and the host's vector width.
+"""How the package uses Numba: the one file that names its options and the host's vector width.
 
 Seven decorators say what a compiled function is for:
 
@@ -21,10 +21,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import glob
-import hashlib
 import os
 import threading
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -33,17 +31,16 @@ from typing import Any, TypeAlias
 import llvmlite.binding as llvm
 import numba
 from numba.core import types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from nblstm import errors
+from nblstm.kernels.disk_cache import KernelCache, cache_of
 from nblstm.kernels.linking import LinkedCompiler
 
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": False}
 Signatures: TypeAlias = "list[tuple[Any, ...]]"
-_PACKAGE = Path(__file__).resolve().parent.parent
 
 if numba.config.DISABLE_JIT:
     raise RuntimeError(
@@ -72,117 +69,6 @@ LINE = 64  # bytes of a cache line
 def lanes(itemsize: int) -> int:
     """Return how many numbers of `itemsize` bytes one vector holds."""
     return VECTOR_BYTES // itemsize
-
-
-# What ends up in compiled code, and what lays out the numbers that it reads from a user's pickle.
-_SOURCES = (
-    "kernels/*.py",
-    "nopython.py",
-    "engine/compiled.py",
-    "engine/jobs.py",
-    "engine/packing.py",
-    "engine/workspace.py",
-)
-
-
-def _sources_digest() -> str:
-    """Return a digest of these sources."""
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in _SOURCES for path in _PACKAGE.glob(pattern)):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-DIGEST = _sources_digest()
-
-
-def _with_digest(locator_class: type[Any]) -> type[Any]:
-    """Return a cache locator whose stamp covers every kernel source, not only the file of the cached function.
-
-    Numba stamps a cache entry with the function's own file: an edited helper in another file, or an upgrade of the
-    package, would run stale code (tests/test_kernel_cache.py). Nothing but the sources counts, no time of a file:
-    an image's layers round those.
-    """
-
-    class Locator(locator_class):  # type: ignore[misc]
-        def get_source_stamp(self) -> str:
-            return DIGEST
-
-        def ensure_cache_path(self) -> None:
-            try:
-                super().ensure_cache_path()
-            except OSError:  # what `warmup` filled may be read for all that
-                if not _complete(self.get_cache_path()).exists():
-                    raise
-
-    return Locator
-
-
-def _complete(folder: str) -> Path:
-    """Return the file that says of a cache folder that this version's kernels are in it."""
-    return Path(folder) / f"nblstm-{DIGEST[:16]}.complete"
-
-
-class _KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = tuple(_with_digest(cls) for cls in CompileResultCacheImpl._locator_classes)
-
-
-_warned = threading.Event()
-
-
-def _warn_uncached(reason: object) -> None:
-    if not _warned.is_set():
-        _warned.set()
-        warnings.warn(
-            f"nblstm compiles its kernels anew in every process, because they cannot be cached: {reason}. "
-            "Set NUMBA_CACHE_DIR to a folder that can be written",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-
-
-class _KernelCache(FunctionCache):  # type: ignore[misc]
-    """Numba's disk cache, which neither a damaged file nor a full disk can stop."""
-
-    _impl_class = _KernelCacheImpl
-
-    @property
-    def filename_base(self) -> str:
-        """What the names of its files begin with."""
-        return str(self._impl.filename_base)
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            return super().load_overload(sig, target_context)
-        except OSError as error:
-            _warn_uncached(error)
-        except Exception:
-            # Bytes spoilt by a crash, a full disk or a bad one fail in many ways, and would at every start to come.
-            self._discard()
-        return None
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        try:
-            super().save_overload(sig, data)
-        except OSError as error:
-            _warn_uncached(error)
-        except Exception:  # the index was spoilt between the load and the save
-            self._discard()
-
-    def _discard(self) -> None:
-        try:
-            self.flush()
-        except OSError as error:
-            _warn_uncached(error)
-
-
-def _cache_of(python_function: Callable[..., Any]) -> _KernelCache | None:
-    try:
-        return _KernelCache(python_function)
-    except RuntimeError as error:  # Numba's way to say: no folder to write to
-        _warn_uncached(error)
-        return None
 
 
 def function(python_function: Callable[..., Any]) -> Any:
@@ -220,9 +106,9 @@ class Kernel(ABC):
         KERNELS.append(self)
 
     @functools.cached_property
-    def cache(self) -> _KernelCache | None:
+    def cache(self) -> KernelCache | None:
         """Where it is kept; None where no folder can be written."""
-        return _cache_of(self._python_function)
+        return cache_of(self._python_function)
 
     @abstractmethod
     def prepare(self, dtype: str) -> int:
@@ -275,7 +161,7 @@ def open_entry(python_function: Callable[..., Any]) -> Any:
     """Compile for calls from Python and from a user's compiled code, for the types that come; cached on disk."""
     dispatcher = numba.njit(nogil=True, **_OPTIONS)(python_function)
     with contextlib.suppress(RuntimeError):  # no folder to write to: that is for the kernels to say
-        dispatcher._cache = _KernelCache(python_function)
+        dispatcher._cache = KernelCache(python_function)
     return dispatcher
 
 
@@ -283,18 +169,6 @@ def _entry(signature: tuple[Any, ...], python_function: Callable[..., Any]) -> A
     dispatcher = numba.njit(nogil=True, **_OPTIONS)(python_function)
     _DispatcherKernel(dispatcher, lambda number: [signature], ())
     return dispatcher
-
-
-def cache_folder() -> str | None:
-    """Return the folder in which kernels of this package are kept, or None where none can be written."""
-    cache = _cache_of(cache_folder)
-    return None if cache is None else str(cache.cache_path)
-
-
-def mark_complete() -> None:
-    """Let the cache be used also where it cannot be written, as in an image that another user runs."""
-    if (folder := cache_folder()) is not None:
-        _complete(folder).touch()
 
 
 _compiling = threading.RLock()
