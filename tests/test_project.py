@@ -137,6 +137,18 @@ def test_fast_math_is_off() -> None:
     assert re.findall(r"fastmath\W+(\w+)", policy) == ["False"]
 
 
+def test_kernels_that_multiply_name_the_product() -> None:
+    """Without it they would be compiled, or loaded, before the product has an address: a crash."""
+    kernels = [path for path in SOURCES if part_of(path) == "kernels"]
+    multiplying = [path for path in kernels if "multiply_add" in names_in(path)]
+    assert len(multiplying) >= 8
+    for path in multiplying:
+        functions = [node for node in parsed(path).body if isinstance(node, ast.FunctionDef)]
+        said = {f.name: ast.unparse(f.decorator_list[0]) for f in functions if f.decorator_list}
+        workers = {name: how for name, how in said.items() if how.startswith("worker")}
+        assert workers and workers == {name: f"worker_calling(product_{name.split('_')[-1]})" for name in workers}, path
+
+
 def test_files_are_short() -> None:
     folders = ("nblstm", "tests", "examples", "benchmarks")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]

@@ -156,7 +156,10 @@ def call_at(typing_context: Any, address: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 def caller_of(name: str) -> Any:
-    """Return the function of compiled code that calls the shared worker of this name and the dtype of `like`."""
+    """Return the function of compiled code that calls the worker of this name for the dtype of `like`.
+
+    What uses it has to be compiled by `worker_calling` of that worker (tests/test_project.py).
+    """
 
     @intrinsic
     def call(typing_context: Any, like: Any, numbers: Any) -> Any:

@@ -16,8 +16,8 @@ import numpy as np
 
 from nblstm.kernels.cells import back_through_cell
 from nblstm.kernels.job import BACKWARD_JOB, ROWS, UNITS, backward_job_at
-from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import function, inlined, worker
+from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.policy import function, inlined, worker_calling
 from nblstm.kernels.schedule import add_numbers, alive_rows, copy_numbers, entry_of, share, step_of
 from nblstm.kernels.simd import array_at, lanes_of
 from nblstm.kernels.slices import fetch_rows
@@ -240,13 +240,13 @@ def _backward_slice(first_job, piece, step, like):
             _through_cell(job, s, row_part, first_row, last_row, first_block, last_block, hidden, dc, h_before)
 
 
-@worker
+@worker_calling(product_float32)
 def backward_float32(job, piece, step):
     """The worker for float32."""
     _backward_slice(job, piece, step, np.float32(0))
 
 
-@worker
+@worker_calling(product_float64)
 def backward_float64(job, piece, step):
     """The worker for float64."""
     _backward_slice(job, piece, step, np.float64(0))

@@ -25,11 +25,9 @@ import numpy as np
 
 from nblstm.kernels.activations import sigmoid, tanh
 from nblstm.kernels.job import cell_job_at
-from nblstm.kernels.matmul import Panels, Rows, panel_vector, panel_width
+from nblstm.kernels.matmul import panel_vector, panels_at, rows_at
 from nblstm.kernels.policy import Worker, function, worker
-from nblstm.kernels.simd import array_at, fma, lanes_of, larger, load, normal_or_zero, store, where_negative
-
-_ZERO, _ONE = np.int64(0), np.int64(1)
+from nblstm.kernels.simd import fma, lanes_of, larger, load, normal_or_zero, store, where_negative
 
 
 class Cell(NamedTuple):
@@ -86,23 +84,11 @@ def relu(x):
 
 
 @function
-def _panels(address, stride, like):
-    """Return the Panels whose row 0 of panel 0 is at `address`, or would be."""
-    return Panels(array_at(address, _ONE, like), _ZERO, stride, panel_width(like))
-
-
-@function
-def _rows(address, stride, like):
-    """Return the Rows whose row 0 is at `address`."""
-    return Rows(array_at(address, _ONE, like), _ZERO, stride)
-
-
-@function
 def _apply_lstm(address, like):
     job, lanes = cell_job_at(address), lanes_of(like)
     first_block, last_block, rows, keep = job.first_block, job.last_block, job.rows, job.keep != 0
-    sums, h = _panels(job.sums, job.sums_stride, like), _rows(job.h, job.h_stride, like)
-    c = _rows(job.c, job.c_stride, like)
+    sums, h = panels_at(job.sums, job.sums_stride, like), rows_at(job.h, job.h_stride, like)
+    c = rows_at(job.c, job.c_stride, like)
     # Two passes: in one, the 150 cycles from the gates over c to h are longer than the CPU can look ahead to the next
     # vector: 18 ns in two, of 64 rows, where one takes half as much again.
     for block in range(first_block, last_block):
@@ -137,9 +123,9 @@ def _apply_lstm(address, like):
 def _apply_gru(address, like):
     job, lanes = cell_job_at(address), lanes_of(like)
     first_block, last_block, rows, keep = job.first_block, job.last_block, job.rows, job.keep != 0
-    sums = _panels(job.sums, job.sums_stride, like)
-    recurrent_sums = _panels(job.recurrent_sums, job.recurrent_stride, like)
-    h_before, h = _rows(job.h_before, job.h_before_stride, like), _rows(job.h, job.h_stride, like)
+    sums = panels_at(job.sums, job.sums_stride, like)
+    recurrent_sums = panels_at(job.recurrent_sums, job.recurrent_stride, like)
+    h_before, h = rows_at(job.h_before, job.h_before_stride, like), rows_at(job.h, job.h_stride, like)
     # Two passes, as for the LSTM: up to the candidate's sum, and from there on.
     for block in range(first_block, last_block):
         for row in range(rows):
@@ -171,7 +157,7 @@ def _apply_rnn(rectify, address, like):
     """J. Elman, Finding Structure in Time, Cognitive Science 14(2), 1990: h' = tanh or relu of the sum."""
     job, lanes = cell_job_at(address), lanes_of(like)
     first_block, last_block, rows, keep = job.first_block, job.last_block, job.rows, job.keep != 0
-    sums, h = _panels(job.sums, job.sums_stride, like), _rows(job.h, job.h_stride, like)
+    sums, h = panels_at(job.sums, job.sums_stride, like), rows_at(job.h, job.h_stride, like)
     for block in range(first_block, last_block):
         for row in range(rows):
             value = load(sums.array, panel_vector(sums, block, row))

@@ -10,8 +10,8 @@ import numba
 import numpy as np
 
 from nblstm.kernels.job import dense_job_at
-from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import function, typed_entry, worker
+from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.policy import function, typed_entry, worker_calling
 from nblstm.kernels.schedule import copy_numbers, copy_transposed, share
 from nblstm.kernels.simd import array_at, lanes_of, load, store
 
@@ -86,13 +86,13 @@ def pack_columns(outputs, inputs, weight, packed):
                 packed[(whole * outputs + k) * width + i] = row[column] if column < inputs else 0
 
 
-@worker
+@worker_calling(product_float32)
 def dense_float32(job, piece, step):
     """The worker for float32."""
     _dense_slice(job, piece, np.float32(0))
 
 
-@worker
+@worker_calling(product_float64)
 def dense_float64(job, piece, step):
     """The worker for float64."""
     _dense_slice(job, piece, np.float64(0))

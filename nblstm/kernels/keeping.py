@@ -8,22 +8,20 @@ from __future__ import annotations
 import numpy as np
 
 from nblstm.kernels.job import cell_job_at, job_at
-from nblstm.kernels.matmul import Panels, panel_vector, panel_width
+from nblstm.kernels.matmul import panel_vector, panels_at, rows_at
 from nblstm.kernels.policy import function, worker
 from nblstm.kernels.schedule import entry_of
 from nblstm.kernels.simd import array_at, lanes_of, load, store
-
-_ZERO, _ONE = np.int64(0), np.int64(1)
 
 
 @function
 def _keep(address, like):
     """Write to the slots of a step what its cell left, whose `CELL_JOB` this is."""
     cell = cell_job_at(address)
-    job, lanes, width = job_at(cell.job), lanes_of(like), panel_width(like)
-    sums = Panels(array_at(cell.sums, _ONE, like), _ZERO, cell.sums_stride, width)
-    recurrent_sums = Panels(array_at(cell.recurrent_sums, _ONE, like), _ZERO, cell.recurrent_stride, width)
-    c, gates = array_at(cell.c, _ONE, like), job.gates
+    job, lanes = job_at(cell.job), lanes_of(like)
+    sums = panels_at(cell.sums, cell.sums_stride, like)
+    recurrent_sums = panels_at(cell.recurrent_sums, cell.recurrent_stride, like)
+    c, gates = rows_at(cell.c, cell.c_stride, like), job.gates
     size = job.unit_blocks * lanes
     apart = 0 if job.recurrent_bias == 0 else 1
     slots = gates + apart + (0 if job.c_n == 0 else 1)
@@ -39,7 +37,7 @@ def _keep(address, like):
                 value = load(recurrent_sums.array, panel_vector(recurrent_sums, block * gates + gates - 1, row))
                 store(kept, gates * size + block * lanes, value)
             if job.c_n != 0:
-                store(kept, (slots - 1) * size + block * lanes, load(c, row * cell.c_stride + block * lanes))
+                store(kept, (slots - 1) * size + block * lanes, load(c.array, row * c.stride + block * lanes))
 
 
 @worker

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import function, worker
+from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.policy import function, worker_calling
 from nblstm.kernels.simd import array_at
 
 # What a slice is to do: int64 numbers, in this order. The last three are addresses.
@@ -39,13 +39,13 @@ def _multiply(job, piece, like):
         multiply_add(rows, terms, a, weights, zero, panels, product, product, repeat % 2 == 1)
 
 
-@worker
+@worker_calling(product_float32)
 def multiply_float32(job, piece, step):
     """The worker for float32."""
     _multiply(job, piece, np.float32(0))
 
 
-@worker
+@worker_calling(product_float64)
 def multiply_float64(job, piece, step):
     """The worker for float64."""
     _multiply(job, piece, np.float64(0))

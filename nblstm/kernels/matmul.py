@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nblstm.kernels.atomics import caller_of
-from nblstm.kernels.policy import LINE, VECTOR_BYTES, function, shared_worker
-from nblstm.kernels.simd import address_at, lanes_of
+from nblstm.kernels.policy import LINE, VECTOR_BYTES, function, worker
+from nblstm.kernels.simd import address_at, array_at, lanes_of
 from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, TILES_TO_SHARE, multiply_tile, prefetch_step
 
 # Terms of a chain at most. Errors are 0.7 to 1.0 of torch's, in a product of which 1 to 2 % goes into the additions
@@ -26,8 +26,9 @@ _CHAIN = 128
 # Vectors of a whole line come from L2 at nearly the rate that it can give: from so many tiles on, all do one chain of a
 # panel before any does the next, and the 32 KB of weights that it takes stay in L1 (3 to 5 % on a shared core).
 _TILES_TO_STAY = 3 if VECTOR_BYTES == LINE else 1 << 30
-# Numba would compile a second `multiply_add` for a literal False: a quarter of the time that the recurrence takes.
+# Numba would compile a second `multiply_add` for a literal False.
 FORWARDS = np.bool_(False)
+_ZERO, _ONE = np.int64(0), np.int64(1)
 
 
 class Rows(NamedTuple):
@@ -48,6 +49,18 @@ class Panels(NamedTuple):
     start: int
     stride: int
     row_stride: int
+
+
+@function
+def panels_at(address, stride, like):
+    """Return the Panels whose row 0 of panel 0 is at `address`, or would be; its rows follow one another."""
+    return Panels(array_at(address, _ONE, like), _ZERO, stride, panel_width(like))
+
+
+@function
+def rows_at(address, stride, like):
+    """Return the Rows whose row 0 is at `address`."""
+    return Rows(array_at(address, _ONE, like), _ZERO, stride)
 
 
 @function
@@ -117,10 +130,8 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
                         next_panel = max(0, panel - at_once if backwards else panel + at_once)
                         next_terms = (next_panel * terms + begin) * width
                         ahead = b + (next_terms + min(tile * part, width) * (stop - begin)) * item
-                    own_c, own_d = (
-                        c + (panel * c_panel + row * c_row) * item,
-                        d + (panel * d_panel + row * d_row) * item,
-                    )
+                    own_c = c + (panel * c_panel + row * c_row) * item
+                    own_d = d + (panel * d_panel + row * d_row) * item
                     multiply_tile(
                         like,
                         height,
@@ -143,14 +154,14 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
                 row += height
 
 
-@shared_worker
+@worker
 def product_float32(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards):
     """The product in float32."""
     like = np.float32(0)
     _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards, like)
 
 
-@shared_worker
+@worker
 def product_float64(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards):
     """The product in float64."""
     like = np.float64(0)

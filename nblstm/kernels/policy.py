@@ -8,7 +8,7 @@ Seven decorators say what a compiled function is for:
 * ``typed_entry``: the same, for the types that belong to a dtype and no others;
 * ``open_entry``: called from Python and from a user's compiled code;
 * ``worker``: called by address, with whole numbers as its only arguments; compiled at its first use; cached on disk;
-* ``shared_worker``: the same, but called by name from other workers (nblstm.kernels.atomics), which need it first.
+* ``worker_calling``: the same, for one that calls other workers by their names, which are made ready before it.
 
 What is cached is a `Kernel`, and all of them are in `KERNELS` once their modules are imported.
 
@@ -227,18 +227,16 @@ def typed_entry(signatures: Callable[[Any], Signatures]) -> Callable[[Callable[.
     return functools.partial(TypedEntry, signatures)
 
 
-_SHARED: list[Worker] = []
-
-
 class Worker(Kernel):
     """A compiled function with whole numbers as its only arguments, which other compiled code calls by its address.
 
-    So one function of the team serves every worker, and none holds the code of another. The name ends with the dtype
-    that it is for.
+    So one function of the team serves every worker, and none holds the code of another. Its name ends with the dtype
+    that it is for. Code that calls it by that name must not be compiled, nor loaded, before `link`: it would crash.
     """
 
-    def __init__(self, python_function: Callable[..., Any]) -> None:
+    def __init__(self, python_function: Callable[..., Any], callees: tuple[Worker, ...] = ()) -> None:
         super().__init__(python_function, (python_function.__name__.rpartition("_")[2],))
+        self._callees = callees
         self._callback: Any = None
 
     @property
@@ -260,10 +258,8 @@ class Worker(Kernel):
         return 0 if self._callback is None else int(self._callback.cache_hits)
 
     def _compile(self) -> Any:
-        if self not in _SHARED:
-            for shared in _SHARED:
-                if shared.dtypes == self.dtypes:
-                    shared.link()
+        for callee in self._callees:
+            callee.link()
         signature = ((types.int64,) * self._python_function.__code__.co_argcount, types.void)
         callback = CFunc(self._python_function, signature, locals={}, options=dict(_OPTIONS))
         if self.cache is not None:
@@ -272,7 +268,7 @@ class Worker(Kernel):
         return callback
 
     def link(self) -> None:
-        """Let compiled code call the function by its name: LLVM looks for it when it makes or loads the caller."""
+        """Let compiled code call the function by its name: LLVM looks that up when it makes or loads the caller."""
         llvm.add_symbol(symbol_of(self._python_function.__name__), self.address)
 
 
@@ -280,12 +276,10 @@ worker = Worker
 
 
 def symbol_of(name: str) -> str:
-    """Return the name by which compiled code calls a shared worker."""
+    """Return the name by which compiled code calls a worker."""
     return f"nblstm_{name}"
 
 
-def shared_worker(python_function: Callable[..., Any]) -> Worker:
-    """Compile once for all workers of a dtype, which call it by name: none of them compiles its code again."""
-    shared = Worker(python_function)
-    _SHARED.append(shared)
-    return shared
+def worker_calling(*callees: Worker) -> Callable[[Callable[..., Any]], Worker]:
+    """Compile a worker that calls others by their names (`nblstm.kernels.atomics.caller_of`)."""
+    return lambda python_function: Worker(python_function, callees)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from nblstm.kernels.job import product_job_at
-from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import function, worker
+from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.policy import function, worker_calling
 from nblstm.kernels.schedule import add_numbers, copy_numbers, share
 from nblstm.kernels.simd import array_at
 
@@ -43,13 +43,13 @@ def _rows_slice(address, piece, like):
                     copy_numbers(products, source_start, out, start, count)
 
 
-@worker
+@worker_calling(product_float32)
 def rows_float32(job, piece, step):
     """The worker for dx in float32."""
     _rows_slice(job, piece, np.float32(0))
 
 
-@worker
+@worker_calling(product_float64)
 def rows_float64(job, piece, step):
     """The worker for dx in float64."""
     _rows_slice(job, piece, np.float64(0))

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from nblstm.kernels.job import JOB, UNITS, job_at
-from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import function, worker
+from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.policy import function, worker_calling
 from nblstm.kernels.schedule import alive_rows, copy_numbers, share, step_of
 from nblstm.kernels.simd import array_at, lanes_of, load, normal_or_zero, store
-from nblstm.kernels.slices import emit, fetch_rows, keep_final, shares_of
+from nblstm.kernels.slices import buffers_of, emit, fetch_rows, keep_final, shares_of
 
 _JOB_SIZE = JOB.itemsize
 
@@ -24,14 +24,12 @@ def _project(first_job, piece, s, like):
     Of the workspace it reads m, writes h, and uses the sums from `products` on: the projected inputs before that are
     still needed.
     """
-    job, part = job_at(first_job + piece // job_at(first_job).parts * _JOB_SIZE), piece % job_at(first_job).parts
-    width, item = panel_width(like), array_at(job.workspace, 1, like).itemsize
+    parts = job_at(first_job).parts
+    job, part, width = job_at(first_job + piece // parts * _JOB_SIZE), piece % parts, panel_width(like)
+    h, _, m, sums = buffers_of(job, part, like)
     row_part, row_parts, unit_part, unit_parts = shares_of(job, part)
     first_row, last_row = share(job.rows, row_part, row_parts)
     first_panel, last_panel = share((job.outputs + width - 1) // width, unit_part, unit_parts)
-    h = array_at(job.workspace + job.h * item, 2 * job.rows * job.h_stride, like)
-    m = array_at(job.workspace + job.m * item, job.rows * job.c_stride, like)
-    sums = array_at(job.workspace + (job.sums + part * job.sums_size) * item, job.sums_size, like)
     t = step_of(job, s)
     alive = alive_rows(job, t, row_part, first_row, last_row)
     rows = alive - first_row
@@ -57,13 +55,13 @@ def _project(first_job, piece, s, like):
     keep_final(job, s, row_part, first_row, last_row, h_after, job.h_n, job.outputs, first, last)
 
 
-@worker
+@worker_calling(product_float32)
 def project_float32(job, piece, step):
     """The worker for float32."""
     _project(job, piece, step, np.float32(0))
 
 
-@worker
+@worker_calling(product_float64)
 def project_float64(job, piece, step):
     """The worker for float64."""
     _project(job, piece, step, np.float64(0))

@@ -21,11 +21,11 @@ import numpy as np
 
 from nblstm.kernels.atomics import call_at
 from nblstm.kernels.job import CELL_JOB, JOB, LAYERS, ROWS, UNITS, cell_job_at, job_at
-from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import function, inlined, worker
+from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.policy import function, inlined, worker_calling
 from nblstm.kernels.schedule import alive_rows, share, slots_before, step_of
 from nblstm.kernels.simd import address_at, array_at, lanes_of, on_stack
-from nblstm.kernels.slices import begin_states, emit, fetch_rows, gather_inputs, keep_final, shares_of
+from nblstm.kernels.slices import begin_states, buffers_of, emit, fetch_rows, gather_inputs, keep_final, shares_of
 from nblstm.kernels.tile import PANEL_VECTORS
 
 _JOB_SIZE, _CELL_JOB_SIZE = JOB.itemsize, CELL_JOB.itemsize
@@ -125,10 +125,7 @@ def _slice(first_job, piece, step, like):
     job = job_at(first_job + (piece // parts) * _JOB_SIZE)
     part = piece % parts
     item = array_at(job.workspace, 1, like).itemsize
-    h = array_at(job.workspace + job.h * item, 2 * job.rows * job.h_stride, like)
-    c = array_at(job.workspace + job.c * item, job.rows * job.c_stride, like)
-    m = array_at(job.workspace + job.m * item, job.rows * job.c_stride, like)
-    sums = array_at(job.workspace + (job.sums + part * job.sums_size) * item, job.sums_size, like)
+    h, c, m, sums = buffers_of(job, part, like)
     inputs_start = job.inputs_block + part * job.inputs_block_size
     inputs = array_at(job.workspace + inputs_start * item, job.inputs_block_size, like)
     row_part, row_parts, unit_part, unit_parts = shares_of(job, part)
@@ -156,13 +153,13 @@ def _slice(first_job, piece, step, like):
             _advance(job, s, row_part, first_row, last_row, first_block, last_block, sums, inputs, h, c, m, cell_job)
 
 
-@worker
+@worker_calling(product_float32)
 def recurrence_float32(job, piece, step):
     """The worker for float32."""
     _slice(job, piece, step, np.float32(0))
 
 
-@worker
+@worker_calling(product_float64)
 def recurrence_float64(job, piece, step):
     """The worker for float64."""
     _slice(job, piece, step, np.float64(0))

@@ -38,7 +38,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(dmm, vector, llvm_vector(vector.dtype))
 
 
-def data_of(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value) -> ir.Value:
+def _data_of(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value) -> ir.Value:
     """Return the pointer to an array's first element."""
     # Not by numba.np.arrayobj: to import that takes a fifth of a second, which is the first compilation's to pay.
     return cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
@@ -254,7 +254,7 @@ def power_of_two(typing_context: Any, shifted: Any) -> Any:
 
 
 def _element_pointer(context: Any, builder: ir.IRBuilder, array_type: Any, array: Any, index: Any) -> ir.Value:
-    data = data_of(context, builder, array_type, array)
+    data = _data_of(context, builder, array_type, array)
     return builder.gep(data, [index])
 
 

@@ -27,6 +27,16 @@ def shares_of(job, part):
 
 
 @function
+def buffers_of(job, part, like):
+    """Return h, c and m of all rows, and the sums of part `part`: arrays over the job's workspace."""
+    item = array_at(job.workspace, _ONE, like).itemsize
+    h = array_at(job.workspace + job.h * item, 2 * job.rows * job.h_stride, like)
+    c = array_at(job.workspace + job.c * item, job.rows * job.c_stride, like)
+    m = array_at(job.workspace + job.m * item, job.rows * job.c_stride, like)
+    return h, c, m, array_at(job.workspace + (job.sums + part * job.sums_size) * item, job.sums_size, like)
+
+
+@function
 def fetch_rows(state, rows, columns):
     """Ask for what other slices wrote, which lies in their cores' caches.
 

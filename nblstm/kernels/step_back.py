@@ -10,8 +10,8 @@ import numpy as np
 
 from nblstm.kernels.cells import back_through_cell, lstm_hidden_state
 from nblstm.kernels.job import one_row_job_at
-from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import function, inlined, worker
+from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.policy import function, inlined, worker_calling
 from nblstm.kernels.schedule import copy_numbers
 from nblstm.kernels.simd import array_at, fma, lanes_of, load, store
 
@@ -129,13 +129,13 @@ def _step_back(address, like):
         copy_numbers(scratch, c_start, array_at(job.dc, job.units, kept), _ZERO, job.units)
 
 
-@worker
+@worker_calling(product_float32)
 def step_back_float32(job, piece, step):
     """The worker for float32."""
     _step_back(job, np.float32(0))
 
 
-@worker
+@worker_calling(product_float64)
 def step_back_float64(job, piece, step):
     """The worker for float64."""
     _step_back(job, np.float64(0))

@@ -33,9 +33,10 @@ the core's second thread, the rate of instructions is the limit, and the tile is
 
 Weights come in the order of memory, but a tall tile asks for them more slowly than the hardware fetches ahead for, and
 it does not fetch beyond a page: from main memory 6 rows ran at 65 % of the peak. So a tile of 4 rows or more asks for
-lines itself. Where it is the only one to read its panels, for each line three quarters of a page ahead: 98 %. Where
-other tiles read the same panels, the first few of them ask for a part each of the panels that come next: fewer
-instructions, and the lines come evenly over time (docs/performance.md).
+lines itself. Where other tiles read the same panels, the first few of them ask for a part each of the panels that come
+next: few instructions, and the lines come evenly over time. Where it is the only one, it asks for each of its lines
+three quarters of a page ahead; but on AVX-512, where a vector is a line, for a part of the next panel too
+(`TILES_TO_SHARE`; docs/performance.md).
 """
 
 from __future__ import annotations
@@ -292,8 +293,8 @@ def multiply_tile(
 ) -> Any:
     """d = c + a b for `rows` rows (1 to ROWS) and `panels` panels (PANELS_AT_ONCE[rows], or that halved, down to 1).
 
-    All but the strides, in elements as `like`, are addresses; nothing is checked. A chain has `chain` terms, at least 1
-    if there are any; the last one has what is left.
+    a, b, ahead, c and d are addresses; strides count elements as `like`; nothing is checked. A chain has `chain` terms,
+    at least 1 if there are any; the last one has what is left.
 
     a  in   row r's terms at ``a + r * a_row + k``
     b  in   panel p's vectors of term k at ``b + p * b_panel + k * PANEL_VECTORS * lanes``

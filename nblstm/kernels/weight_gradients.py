@@ -18,8 +18,8 @@ import numpy as np
 
 from nblstm.kernels.cells import lstm_hidden_state
 from nblstm.kernels.job import gradient_job_at
-from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width
-from nblstm.kernels.policy import function, worker
+from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.policy import function, worker_calling
 from nblstm.kernels.schedule import copy_numbers, copy_transposed, share
 from nblstm.kernels.simd import array_at, lanes_of, load, store
 
@@ -184,13 +184,13 @@ def _gradient_slice(address, piece, step, like):
         _write(job, piece, like)
 
 
-@worker
+@worker_calling(product_float32)
 def weight_gradients_float32(job, piece, step):
     """The worker for float32."""
     _gradient_slice(job, piece, step, np.float32(0))
 
 
-@worker
+@worker_calling(product_float64)
 def weight_gradients_float64(job, piece, step):
     """The worker for float64."""
     _gradient_slice(job, piece, step, np.float64(0))
