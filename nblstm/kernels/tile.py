@@ -56,7 +56,7 @@ ROWS = 6
 PANEL_VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
 # By the number of rows: 8 accumulators or more, and 12 for 4 rows, which are up to a seventh faster. Without a fused
 # multiply-add a product needs a register of its own, and 3 rows of 4 vectors, or 4 of 3, would spill.
-PANELS_AT_ONCE = (0, 2, 1, 1, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, *((2, 3) if HAS_FMA else (1, 1)), 1, 1)
+PANELS_AT_ONCE = (0, 2, 2, 2, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, *((2, 3) if HAS_FMA else (1, 1)), 1, 1)
 _ACCUMULATORS = 24 if VECTOR_REGISTERS == 32 else 12
 _UNROLL = 4  # a power of two
 # With fewer rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
