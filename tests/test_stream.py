@@ -20,7 +20,7 @@ import nblstm
 from nblstm import LSTM, LSTMCell, RNNCell
 from nblstm.engine import plan, stepping
 from nblstm.engine.plan import Plan
-from nblstm.kernels.job import UNITS
+from nblstm.kernels.job import FIELDS, UNITS
 
 
 @settings(max_examples=60, deadline=None)
@@ -58,6 +58,17 @@ def test_several_threads_take_the_thorough_way(kind: str, monkeypatch: pytest.Mo
     assert np.array_equal(np.stack([stream(step) for step in x]), output)
     assert all(np.array_equal(a, b) for a, b in zip(as_tuple(stream.state), as_tuple(last), strict=True))
     assert stepping.step_of(layer._weights.packed(layer._pack)[0][0], 3) is None
+
+
+def test_every_other_step_reads_the_weights_backwards() -> None:
+    lstm = LSTM(5, 150, num_layers=2, seed=0)
+    weights = [direction for (direction,) in lstm._weights.packed(lstm._pack)]
+    stepper = stepping.Stepper(weights, 1, [np.zeros((2, 1, 150), np.float32) for _ in range(2)])
+    turns = []
+    for _ in range(4):
+        turns.append(stepper._jobs[:, FIELDS.index("turn")].tolist())
+        assert stepper.step(np.ones(5, np.float32), np.empty(150, np.float32))
+    assert turns == [[0, 0], [1, 1], [0, 0], [1, 1]]
 
 
 def test_one_row_needs_no_axis_for_it() -> None:

@@ -34,6 +34,7 @@ FIELDS = (
     "split",  # over ROWS of the batch or over UNITS; or over LAYERS, of which each has a job
     "parts",  # into how many slices
     "stages",  # 1 + T, or 1 + 2 T with a projection
+    "turn",  # 1: weights backwards on even steps and not on odd ones, where a call goes on from another one
     # Weights, packed (nblstm.engine.packing).
     "input_weights",
     "bias",

@@ -41,7 +41,8 @@ def _project(first_job, piece, s, like):
     if job.split == UNITS:
         fetch_rows(m_rows, rows, job.units)
     weights = array_at(job.projection_weights, 1, like)
-    multiply_add(rows, job.units, m_rows, weights, first_panel, last_panel, products, products, s % 2 == 1)
+    back = (s + job.turn) % 2 == 1
+    multiply_add(rows, job.units, m_rows, weights, first_panel, last_panel, products, products, back)
     for i in range(job.products, job.products + (last_panel - first_panel) * size, lanes_of(like)):
         store(sums, i, normal_or_zero(load(sums, i)))
     h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)

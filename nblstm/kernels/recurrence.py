@@ -79,7 +79,7 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
     blocks_at_once = groups_at_once * job.unit_group
     turns = (last_block - first_block + blocks_at_once - 1) // blocks_at_once
     # To and fro on alternate steps: the weights that end a step are still in the cache when the next one begins.
-    back = s % 2 == 1
+    back = (s + job.turn) % 2 == 1
     for n in range(turns):
         block = first_block + (turns - 1 - n if back else n) * blocks_at_once
         end_block = min(block + blocks_at_once, last_block)

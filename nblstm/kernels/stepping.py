@@ -17,6 +17,8 @@ from nblstm.kernels.policy import LINE, function, typed_entry
 from nblstm.kernels.simd import array_at, on_stack
 
 _ROWS, _INPUTS, _OUTPUTS = FIELDS.index("rows"), FIELDS.index("inputs"), FIELDS.index("outputs")
+# Each step reads the weights to the other end: those that a step ends with are still in the cache for the next.
+_TURN = FIELDS.index("turn")
 _X, _Y, _WORKSPACE = FIELDS.index("x"), FIELDS.index("y"), FIELDS.index("workspace")
 _JOB_SIZE, _ZERO = JOB.itemsize, np.int64(0)
 _H_N, _C_N = FIELDS.index("h_n"), FIELDS.index("c_n")
@@ -53,6 +55,7 @@ def step_layers(worker, jobs, x, y):
     jobs[last, _Y] = y.ctypes.data
     for layer in range(jobs.shape[0]):
         call_at(worker, jobs.ctypes.data + layer * jobs.strides[0], 0, 0)
+        jobs[layer, _TURN] = 1 - jobs[layer, _TURN]
     return True
 
 
@@ -68,7 +71,7 @@ def _copy_state(source, target):
 def step_cell(worker, template, scratch, x, h, c, h_next, c_next):
     """Do a step of one layer with the user's states; return False, and do nothing, if an array has another shape.
 
-    template        in   (fields,) int64: a job of one step, one slice and B rows without the fields of this call
+    template        inout  (fields,) int64: a job of one step, one slice and B rows without the fields of this call
     scratch         elements of scratch memory that it takes, with B * units for its output
     x               in   (B, inputs)
     h, c            in   (B, units); of a cell without c, h twice
@@ -93,4 +96,5 @@ def step_cell(worker, template, scratch, x, h, c, h_next, c_next):
         _copy_state(c, c_next)
         job[_C_N] = c_next.ctypes.data
     call_at(worker, job_at, 0, 0)
+    template[_TURN] = 1 - template[_TURN]  # whatever another thread does to it meanwhile: the bits are the same
     return True
