@@ -26,10 +26,10 @@ print(recurrence.recurrence_float32.cache_hits, alone, together, float(output.su
 """
 
 
-def call(cache, *, root=PACKAGE.parent, prelude=""):
+def call(cache, *, root=PACKAGE.parent, prelude="", end=""):
     """Run CALL in a new process with the package of folder `root`; return (numbers printed, standard error)."""
     env = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-c", prelude + CALL]
+    command = [sys.executable, "-c", prelude + CALL + end]
     result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=root, check=False)
     assert result.returncode == 0, result.stderr
     return [float(word) for word in result.stdout.split()], result.stderr
@@ -53,6 +53,13 @@ def filled(first, tmp_path):
 def test_a_second_process_compiles_nothing(filled):
     cache, total = filled
     assert call(cache)[0] == [1, 1, 1, total]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_pythons_collector_is_left_as_it_was(tmp_path, collects):
+    prelude = f"import gc\n(gc.enable if {collects} else gc.disable)()\n"
+    numbers, _ = call(tmp_path, prelude=prelude, end="print(gc.isenabled() + 0)")
+    assert numbers[4] == collects
 
 
 def test_the_way_back_is_cached_too(tmp_path):

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import glob
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -195,6 +196,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_hold_compilers, after_in_parent=_release_compilers, after_in_child=_release_compilers)
 
 
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python's collector from going through all that Numba makes, again and again: 8 to 10 % of a first call."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class TypedEntry(_DispatcherKernel):
     """A function called from Python that is compiled for the types of some dtypes, and never for others.
 
@@ -264,7 +277,8 @@ class Worker(Kernel):
         callback = CFunc(self._python_function, signature, locals={}, options=dict(_OPTIONS))
         if self.cache is not None:
             callback._cache = self.cache
-        callback.compile()
+        with _without_collector():
+            callback.compile()
         return callback
 
     def link(self) -> None:
