@@ -88,7 +88,7 @@ assert not {"torch", "matplotlib"} & set(sys.modules)
 
 
 def test_info_without_a_place_for_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "cache_folder", lambda: None)
+    monkeypatch.setattr(info, "cache_folder", lambda: None)
     assert info.kernel_cache().startswith("none: ")
 
 
