@@ -80,8 +80,7 @@ def test_any_layer_and_call(peer: Peer, layer: Any, call: Any, seed: int, thread
 
 @settings(max_examples=80)
 @given(layer=WIDE_LAYERS, steps=st.integers(5, 30), batch=st.integers(1, 8), seed=st.integers(0, 2**32))
-def test_wide_layers(torch: Any, peer: Peer, layer: Any, steps: int, batch: int, seed: int) -> None:
-    """Where torch is: NumPy's products, which stand in for it elsewhere, have a third of its error on AVX-512."""
+def test_wide_layers(peer: Peer, layer: Any, steps: int, batch: int, seed: int) -> None:
     x, _ = random_inputs(layer, steps, batch, seed=seed)
     assert_parity(layer(x), oracle(layer, x), peer(layer, x, None, None))
 
