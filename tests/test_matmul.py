@@ -71,10 +71,10 @@ def test_a_chain_begins_at_zero_not_at_what_it_is_added_to():
 
 
 def test_a_long_sum_is_made_of_chains_that_begin_at_zero():
-    # The ones of the first chain are lost beside 2^25, those of the second are not.
+    # The ones of the first chain are lost beside 2^25, those of the others are not.
     a, w = np.ones((1, 256), np.float32), np.ones((1, 256), np.float32)
     a[0, 0] = 2.0**25
-    assert multiply(a, w, np.zeros(1, np.float32))[0, 0] == np.float32(2.0**25 + 128)
+    assert multiply(a, w, np.zeros(1, np.float32))[0, 0] == np.float32(2.0**25 + 3 * 64)
 
 
 @pytest.mark.skipif(not policy.HAS_FMA, reason="this CPU has no fused multiply-add")

@@ -20,12 +20,13 @@ from nblstm.kernels.policy import LINE, VECTOR_BYTES, function, worker
 from nblstm.kernels.simd import address_at, array_at, lanes_of
 from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, TILES_TO_SHARE, multiply_tile, prefetch_step
 
-# Terms of a chain at most. Errors are 0.7 to 1.0 of torch's, in a product of which 1 to 2 % goes into the additions
-# between chains; with 64 they are hardly smaller, with 256 a projection's exceed torch's (docs/performance.md).
-_CHAIN = 128
-# Vectors of a whole line come from L2 at nearly the rate that it can give: from so many tiles on, all do one chain of a
-# panel before any does the next, and the 32 KB of weights that it takes stay in L1 (3 to 5 % on a shared core).
+# Terms of a chain at most. 1 % of a product's time goes into the additions between chains, 3 % with 32; with 128 errors
+# are half as large again, and some layers' reach the limit of tests/test_parity.py (docs/performance.md, "Accuracy").
+_CHAIN = 64
+# Vectors of a whole line come from L2 at nearly the rate that it can give: from so many tiles on, all do two chains of
+# a panel before any does the next two, and the 32 KB of weights that these take stay in L1 (3 to 5 % on a shared core).
 _TILES_TO_STAY = 3 if VECTOR_BYTES == LINE else 1 << 30
+_CHAINS_TO_STAY = 2
 # Numba would compile a second `multiply_add` for a literal False.
 FORWARDS = np.bool_(False)
 _ZERO, _ONE = np.int64(0), np.int64(1)
@@ -111,7 +112,7 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
     groups = (last_panel - first_panel + at_once - 1) // at_once
     width, item = panel_width(like), VECTOR_BYTES // lanes_of(like)
     part = prefetch_step(width, item)
-    terms_at_once = max(1, chain if tiles >= _TILES_TO_STAY else terms)
+    terms_at_once = max(1, _CHAINS_TO_STAY * chain if tiles >= _TILES_TO_STAY else terms)
     for n in range(groups):
         first = first_panel + (groups - 1 - n if backwards else n) * at_once
         end = min(first + at_once, last_panel)

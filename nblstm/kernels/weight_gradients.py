@@ -7,7 +7,7 @@ has three stages. First a is laid out with its columns as rows of terms, once fo
 multiplies its share of the panels of G; last, after the last of several calls, the sums become matrices in torch's
 order.
 
-The sum over n is made of blocks of 256 rows, each of one or two chains, in the order of n, which is that of the packed
+The sum over n is made of blocks of 256 rows, each of a few chains, in the order of n, which is that of the packed
 sequence. A call begins with a block of its own, and nblstm.engine.backward cuts the rows into calls by sizes alone: so
 gradients do not depend on how the work is split.
 """
