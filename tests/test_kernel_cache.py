@@ -91,12 +91,20 @@ def spoil(file):
     file.write_bytes(content)
 
 
+def flip_a_bit(file):
+    """Change one instruction, or what LLVM reads of the code, which may end the process."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def name_a_missing_module(file):
     file.write_bytes(b"cno_such_module\nname\n.")
 
 
 @pytest.mark.parametrize(
-    ("suffix", "damage"), [(".nbi", truncate), (".nbc", truncate), (".nbc", spoil), (".nbc", name_a_missing_module)]
+    ("suffix", "damage"),
+    [(".nbi", truncate), (".nbc", truncate), (".nbc", spoil), (".nbc", flip_a_bit), (".nbc", name_a_missing_module)],
 )
 def test_a_damaged_file_is_replaced(filled, suffix, damage):
     cache, total = filled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import threading
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.serialize import dumps
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # What ends up in compiled code, and what lays out the numbers that it reads from a user's pickle.
@@ -63,7 +65,19 @@ def _complete(folder: str) -> Path:
 
 
 class _KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+    """With a digest of what is kept: of spoilt code, LLVM ends the process, or runs it."""
+
     _locator_classes = tuple(_with_digest(cls) for cls in CompileResultCacheImpl._locator_classes)
+
+    def reduce(self, result: Any) -> tuple[bytes, bytes]:
+        content = dumps(super().reduce(result))
+        return hashlib.sha256(content).digest(), content
+
+    def rebuild(self, target_context: Any, payload: tuple[bytes, bytes]) -> Any:
+        digest, content = payload
+        if hashlib.sha256(content).digest() != digest:
+            raise ValueError("the file is damaged")
+        return super().rebuild(target_context, pickle.loads(content))
 
 
 _warned = threading.Event()
