@@ -22,7 +22,7 @@ from nblstm.engine import plan
 from nblstm.engine.stepping import step_of
 from nblstm.kernels import board, team
 from nblstm.kernels.atomics import atomic_load, atomic_store
-from nblstm.kernels.simd import array_at
+from nblstm.kernels.memory import numbers_at
 
 _SIGNATURE = types.void(types.int64, types.int64, types.int64)
 # A job: how many slices, how long a step takes, what went wrong, then for each slice the steps that were done. A step
@@ -34,7 +34,7 @@ _PATIENCE = 1_000_000_000
 
 @cfunc(_SIGNATURE)
 def log_step(job: Any, piece: Any, step: Any) -> None:
-    words = array_at(job, 4096, np.int64(0))
+    words = numbers_at(job, np.int64(0))
     number = 1.0
     for _ in range(words[_LENGTH]):
         number = number * 0.999 + 0.5

@@ -12,8 +12,8 @@ from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from nblstm.kernels.memory import I64
 from nblstm.kernels.policy import function, symbol_of
-from nblstm.kernels.simd import I64
 
 # Compiled code finds these functions by name, so that code from the disk cache finds them in a later process too.
 _YIELD, _ACQUIRE, _RELEASE = "nblstm_yield_to_system", "nblstm_acquire_lock", "nblstm_release_lock"

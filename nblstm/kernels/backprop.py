@@ -17,9 +17,10 @@ import numpy as np
 from nblstm.kernels.cells import back_through_cell
 from nblstm.kernels.job import BACKWARD_JOB, ROWS, UNITS, backward_job_at
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.memory import itemsize_of, numbers_at
 from nblstm.kernels.policy import function, inlined, worker_calling
 from nblstm.kernels.schedule import add_numbers, alive_rows, copy_numbers, entry_of, share, step_of
-from nblstm.kernels.simd import array_at, lanes_of
+from nblstm.kernels.simd import lanes_of
 from nblstm.kernels.slices import fetch_rows
 
 _JOB_SIZE = BACKWARD_JOB.itemsize
@@ -29,7 +30,7 @@ _ZERO, _ONE = np.int64(0), np.int64(1)
 @function
 def _row_at(job, address, columns, row, like):
     """Return the array of `row` of a contiguous state of all rows at `address`."""
-    return array_at(address + entry_of(job.state_rows, row) * columns * like.itemsize, columns, like)
+    return numbers_at(address + entry_of(job.state_rows, row) * columns * itemsize_of(like), like)
 
 
 @function
@@ -54,7 +55,7 @@ def _write_rows(job, source, target, columns, first_row, last_row, first, last):
 def _gradients_at(job, part, t, like):
     """Return the address of the gradients of a slice's first row at step t."""
     start = entry_of(job.gradient_starts, part * job.steps + t)
-    return job.gradients + start * job.gradients_stride * like.itemsize
+    return job.gradients + start * job.gradients_stride * itemsize_of(like)
 
 
 @function
@@ -70,7 +71,7 @@ def _take_output(job, s, part, first_row, last_row, first, last, dh):
     h; the product with the gates' gradients comes next. In the reverse direction some of these rows begin with that
     step, and have no output here.
     """
-    t, item = step_of(job, s), dh.array.itemsize
+    t, item = step_of(job, s), itemsize_of(dh.array)
     rows = alive_rows(job, t, part, first_row, last_row) if s >= 0 else first_row  # before the first: no output
     used = first_row
     if s + 1 < job.steps and job.recurrent_slot == 0:
@@ -82,7 +83,7 @@ def _take_output(job, s, part, first_row, last_row, first, last, dh):
             for i in range(last - first if row < used else _ZERO):
                 dh.array[into + i] = 0
             continue
-        dy = array_at(job.dy + (start + entry_of(job.x_rows, row) * job.dy_row) * item, last, dh.array)
+        dy = numbers_at(job.dy + (start + entry_of(job.x_rows, row) * job.dy_row) * item, dh.array)
         if row < used:
             copy_numbers(dy, first, dh.array, into, last - first)
         else:
@@ -95,19 +96,19 @@ def _through_step(job, s, part, first_row, last_row, first_panel, last_panel, dh
     t = step_of(job, s)
     rows = alive_rows(job, t, part, first_row, last_row) - first_row
     terms = job.recurrent_slots * _padded(job, dh.array)
-    source = array_at(_gradients_at(job, part, t, dh.array), 1, dh.array)
+    source = numbers_at(_gradients_at(job, part, t, dh.array), dh.array)
     gradients = Rows(source, job.recurrent_slot * _padded(job, dh.array), job.gradients_stride)
     if job.split == UNITS:
         fetch_rows(gradients, rows, terms)
     sums = Panels(dh.array, dh.start + first_row * dh.stride, panel_width(dh.array), dh.stride)
-    weights = array_at(job.recurrent_weights, 1, dh.array)
+    weights = numbers_at(job.recurrent_weights, dh.array)
     multiply_add(rows, terms, gradients, weights, first_panel, last_panel, sums, sums, s % 2 == 1)
 
 
 @function
 def _before(job, s, row, rows_before, h_before, like):
     """Return c, of a GRU h, of the step before step number s of a row: whole vectors, in `h_before` if need be."""
-    lanes, item = lanes_of(like), like.itemsize
+    lanes, item = lanes_of(like), itemsize_of(like)
     padded = job.unit_blocks * lanes
     known = s > 0 and row < rows_before
     earlier = step_of(job, s - 1)
@@ -116,7 +117,7 @@ def _before(job, s, row, rows_before, h_before, like):
     if job.d_c != 0:
         if known:
             kept = job.kept + (start * job.kept_step + place * job.kept_row + (job.kept_slots - 1) * padded) * item
-            return array_at(kept, padded, like)
+            return numbers_at(kept, like)
         source = job.c_0
     else:
         source = job.h_0
@@ -128,23 +129,23 @@ def _before(job, s, row, rows_before, h_before, like):
         return h_before
     if not known:
         source += entry_of(job.state_rows, row) * job.units * item
-    copy_numbers(array_at(source, job.units, like), _ZERO, h_before, _ZERO, job.units)
+    copy_numbers(numbers_at(source, like), _ZERO, h_before, _ZERO, job.units)
     return h_before
 
 
 @inlined
 def _through_cell(job, s, part, first_row, last_row, first_block, last_block, d_hidden, dc, h_before):
     """Take rows and unit blocks back through the cell of step number s."""
-    t, item, padded = step_of(job, s), dc.array.itemsize, _padded(job, dc.array)
+    t, item, padded = step_of(job, s), itemsize_of(dc.array), _padded(job, dc.array)
     rows = alive_rows(job, t, part, first_row, last_row)
     rows_before = alive_rows(job, step_of(job, s - 1), part, first_row, last_row) if s > 0 else first_row
     start = entry_of(job.starts, t) * job.kept_step
     gradients_start = _gradients_at(job, part, t, dc.array)
     for row in range(first_row, rows):
         kept_at = job.kept + (start + entry_of(job.x_rows, row) * job.kept_row) * item
-        kept = array_at(kept_at, job.kept_slots * padded, dc.array)
+        kept = numbers_at(kept_at, dc.array)
         gradients_at = gradients_start + (row - first_row) * job.gradients_stride * item
-        gradients = array_at(gradients_at, job.slots * padded, dc.array)
+        gradients = numbers_at(gradients_at, dc.array)
         before = h_before
         if job.needs_before != 0:
             before = _before(job, s, row, rows_before, h_before, dc.array)
@@ -162,8 +163,8 @@ def _through_projection(job, s, part, first_row, last_row, first_panel, last_pan
     if job.split == UNITS:
         fetch_rows(own, rows, job.outputs)
     sums = Panels(dm.array, dm.start + first_row * dm.stride, width, dm.stride)
-    nothing = Panels(array_at(job.zeros, 1, dh.array), _ZERO, _ZERO, _ZERO)
-    weights = array_at(job.projection_weights, 1, dh.array)
+    nothing = Panels(numbers_at(job.zeros, dh.array), _ZERO, _ZERO, _ZERO)
+    weights = numbers_at(job.projection_weights, dh.array)
     multiply_add(rows, job.outputs, own, weights, first_panel, last_panel, nothing, sums, s % 2 == 1)
 
 
@@ -173,8 +174,8 @@ def _record_projected(job, s, part, first_row, last_row, first, last, dh):
     t = step_of(job, s)
     start = entry_of(job.gradient_starts, part * job.steps + t)
     for row in range(first_row, alive_rows(job, t, part, first_row, last_row)):
-        address = job.d_projected + (start + row - first_row) * job.projected_stride * dh.array.itemsize
-        into = array_at(address, last, dh.array)
+        address = job.d_projected + (start + row - first_row) * job.projected_stride * itemsize_of(dh.array)
+        into = numbers_at(address, dh.array)
         copy_numbers(dh.array, dh.start + row * dh.stride + first, into, first, last - first)
 
 
@@ -188,12 +189,12 @@ def _backward_slice(first_job, piece, step, like):
     parts = backward_job_at(first_job).parts
     job = backward_job_at(first_job + (piece // parts) * _JOB_SIZE)
     part = piece % parts
-    zeros = array_at(job.zeros, 1, like)
-    item, width, lanes = zeros.itemsize, panel_width(zeros), lanes_of(zeros)
-    dh = Rows(array_at(job.workspace + job.dh * item, job.rows * job.h_stride, like), _ZERO, job.h_stride)
-    dc = Rows(array_at(job.workspace + job.dc * item, job.rows * job.c_stride, like), _ZERO, job.c_stride)
-    dm = Rows(array_at(job.workspace + job.dm * item, job.rows * job.c_stride, like), _ZERO, job.c_stride)
-    h_before = array_at(job.workspace + (job.h_before + part * job.c_stride) * item, job.c_stride, like)
+    zeros = numbers_at(job.zeros, like)
+    item, width, lanes = itemsize_of(zeros), panel_width(zeros), lanes_of(zeros)
+    dh = Rows(numbers_at(job.workspace + job.dh * item, like), _ZERO, job.h_stride)
+    dc = Rows(numbers_at(job.workspace + job.dc * item, like), _ZERO, job.c_stride)
+    dm = Rows(numbers_at(job.workspace + job.dm * item, like), _ZERO, job.c_stride)
+    h_before = numbers_at(job.workspace + (job.h_before + part * job.c_stride) * item, like)
     row_part, row_parts, unit_part, unit_parts = _ZERO, _ONE, part, parts
     first_stage, last_stage = step, step + 1
     if job.split == ROWS:

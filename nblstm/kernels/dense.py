@@ -11,9 +11,10 @@ import numpy as np
 
 from nblstm.kernels.job import dense_job_at
 from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.memory import itemsize_of, numbers_at
 from nblstm.kernels.policy import function, typed_entry, worker_calling
 from nblstm.kernels.schedule import copy_numbers, copy_transposed, share
-from nblstm.kernels.simd import array_at, lanes_of, load, store
+from nblstm.kernels.simd import lanes_of, load, store
 
 # So many pass a panel of weights while it is in the first-level cache.
 ROWS_AT_ONCE = 48
@@ -28,18 +29,18 @@ def _pack_signatures(number):
 def _dense_slice(address, piece, like):
     """Do a share of the rows and columns."""
     job = dense_job_at(address)
-    bias = array_at(job.bias if job.bias != 0 else job.zeros, 1, like)
-    item, width = bias.itemsize, panel_width(bias)
+    bias = numbers_at(job.bias if job.bias != 0 else job.zeros, like)
+    item, width = itemsize_of(bias), panel_width(bias)
     addend = Panels(bias, _ZERO, width if job.bias != 0 else _ZERO, _ZERO)
     size = ROWS_AT_ONCE * width
-    weights, rest = array_at(job.weights, 1, like), array_at(job.workspace + piece * size * item, size, like)
+    weights, rest = numbers_at(job.weights, like), numbers_at(job.workspace + piece * size * item, like)
     first, last = share(job.rows, piece // job.column_parts, job.row_parts)
     first_panel, last_panel = share((job.columns + width - 1) // width, piece % job.column_parts, job.column_parts)
     whole = min(last_panel, job.columns // width)
     for begin in range(first, last, ROWS_AT_ONCE):
         rows = min(ROWS_AT_ONCE, last - begin)
-        x = Rows(array_at(job.x + begin * job.terms * item, 1, like), _ZERO, job.terms)
-        y = array_at(job.y + begin * job.columns * item, rows * job.columns, like)
+        x = Rows(numbers_at(job.x + begin * job.terms * item, like), _ZERO, job.terms)
+        y = numbers_at(job.y + begin * job.columns * item, like)
         into = Panels(y, _ZERO, width, job.columns)
         multiply_add(rows, job.terms, x, weights, first_panel, whole, addend, into, FORWARDS)
         if whole < last_panel:
@@ -60,7 +61,7 @@ def pack_rows(outputs, inputs, weight, packed):
     width = panel_width(packed)
     for first in range(0, outputs, width):
         count = min(width, outputs - first)
-        rows = array_at(weight + first * inputs * packed.itemsize, count * inputs, packed)
+        rows = numbers_at(weight + first * inputs * itemsize_of(packed), packed)
         if count < width:
             packed[first * inputs : (first + width) * inputs] = 0
         copy_transposed(rows, _ZERO, inputs, count, inputs, packed, first * inputs, width)
@@ -76,7 +77,7 @@ def pack_columns(outputs, inputs, weight, packed):
     width, lanes = panel_width(packed), lanes_of(packed)
     whole = inputs // width
     for k in range(outputs):
-        row = array_at(weight + k * inputs * packed.itemsize, inputs, packed)
+        row = numbers_at(weight + k * inputs * itemsize_of(packed), packed)
         for panel in range(whole):
             for i in range(0, width, lanes):
                 store(packed, (panel * outputs + k) * width + i, load(row, panel * width + i))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from nblstm.kernels.memory import itemsize_of, numbers_at
 from nblstm.kernels.policy import typed_entry
-from nblstm.kernels.simd import array_at, lanes_of, load, store
+from nblstm.kernels.simd import lanes_of, load, store
 
 
 def _signatures(number):
@@ -22,10 +23,10 @@ def add_rows(rows, size, indices, source, table):
     table    inout  (numbers, size) as 1-D
     """
     lanes = lanes_of(table)
-    places = array_at(indices, rows, np.int64(0))
+    places = numbers_at(indices, np.int64(0))
     whole = size - size % lanes
     for n in range(rows):
-        row, start = array_at(source + n * size * table.itemsize, size, table), places[n] * size
+        row, start = numbers_at(source + n * size * itemsize_of(table), table), places[n] * size
         for k in range(0, whole, lanes):
             store(table, start + k, load(table, start + k) + load(row, k))
         for k in range(whole, size):

@@ -9,9 +9,10 @@ import numpy as np
 
 from nblstm.kernels.job import cell_job_at, job_at
 from nblstm.kernels.matmul import panel_vector, panels_at, rows_at
+from nblstm.kernels.memory import itemsize_of, numbers_at
 from nblstm.kernels.policy import function, worker
 from nblstm.kernels.schedule import entry_of
-from nblstm.kernels.simd import array_at, lanes_of, load, store
+from nblstm.kernels.simd import lanes_of, load, store
 
 
 @function
@@ -28,7 +29,7 @@ def _keep(address, like):
     start = entry_of(job.starts, cell.t) * job.kept_step
     for row in range(cell.rows):
         place = start + entry_of(job.x_rows, cell.first_row + row) * job.kept_row
-        kept = array_at(job.kept + place * sums.array.itemsize, slots * size, like)
+        kept = numbers_at(job.kept + place * itemsize_of(sums.array), like)
         for block in range(cell.first_block, cell.last_block):
             for gate in range(gates):
                 value = load(sums.array, panel_vector(sums, block * gates + gate, row))

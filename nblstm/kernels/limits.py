@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.memory import numbers_at
 from nblstm.kernels.policy import function, worker_calling
-from nblstm.kernels.simd import array_at
 
 # What a slice is to do: int64 numbers, in this order. The last three are addresses.
 FIELDS = ("repeats", "rows", "terms", "panels", "a", "weights", "product")
@@ -28,13 +28,13 @@ def _multiply(job, piece, like):
     """
     zero = np.int64(0)
     width = panel_width(like)
-    fields = array_at(job, (piece + 1) * _RECORD, zero)
+    fields = numbers_at(job, zero)
     first = piece * _RECORD
     repeats, rows, terms, panels = fields[first], fields[first + 1], fields[first + 2], fields[first + 3]
     a_address, weights_address, product_address = fields[first + 4], fields[first + 5], fields[first + 6]
-    a = Rows(array_at(a_address, rows * terms, like), zero, terms)
-    weights = array_at(weights_address, panels * terms * width, like)
-    product = Panels(array_at(product_address, panels * rows * width, like), zero, rows * width, width)
+    a = Rows(numbers_at(a_address, like), zero, terms)
+    weights = numbers_at(weights_address, like)
+    product = Panels(numbers_at(product_address, like), zero, rows * width, width)
     for repeat in range(repeats):
         multiply_add(rows, terms, a, weights, zero, panels, product, product, repeat % 2 == 1)
 

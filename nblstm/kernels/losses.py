@@ -13,9 +13,10 @@ import numpy as np
 
 from nblstm.kernels.activations import exp_of_negative
 from nblstm.kernels.job import loss_job_at
+from nblstm.kernels.memory import itemsize_of, numbers_at
 from nblstm.kernels.policy import function, worker
 from nblstm.kernels.schedule import share
-from nblstm.kernels.simd import array_at, lanes_of, larger, load, store
+from nblstm.kernels.simd import lanes_of, larger, load, store
 
 # Vectors of scratch memory of a slice: zeros, -inf, the last logits of a row followed by -inf, sums by lane.
 SCRATCH_VECTORS = 4
@@ -61,20 +62,20 @@ def _cross_entropy_slice(address, piece, like):
     job = loss_job_at(address)
     lanes = lanes_of(like)
     classes = job.classes
-    logits, gradients = array_at(job.logits, 1, like), array_at(job.gradient, 1, like)
-    item, size = logits.itemsize, SCRATCH_VECTORS * lanes
-    scratch = array_at(job.workspace + piece * size * item, size, like)
-    targets, losses = array_at(job.targets, job.rows, np.int64(0)), array_at(job.losses, job.rows, np.float64(0))
+    logits, gradients = numbers_at(job.logits, like), numbers_at(job.gradient, like)
+    item, size = itemsize_of(logits), SCRATCH_VECTORS * lanes
+    scratch = numbers_at(job.workspace + piece * size * item, like)
+    targets, losses = numbers_at(job.targets, np.int64(0)), numbers_at(job.losses, np.float64(0))
     first, last = share(job.rows, piece, job.parts)
     for n in range(first, last):
         target = targets[n]
-        gradient = array_at(job.gradient + n * classes * item, classes, gradients)
+        gradient = numbers_at(job.gradient + n * classes * item, gradients)
         if target < 0:
             losses[n] = 0.0
             for k in range(classes):
                 gradient[k] = 0
         else:
-            row = array_at(job.logits + n * classes * item, classes, logits)
+            row = numbers_at(job.logits + n * classes * item, logits)
             highest, total = _exponentials(row, classes, scratch, gradient)
             losses[n] = np.log(total) + (highest - np.float64(row[target]))
             own = (np.float64(gradient[target]) / total - 1.0) / job.divisor

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nblstm.kernels.atomics import caller_of
+from nblstm.kernels.memory import address_at, numbers_at
 from nblstm.kernels.policy import LINE, VECTOR_BYTES, function, worker
-from nblstm.kernels.simd import address_at, array_at, lanes_of
+from nblstm.kernels.simd import lanes_of
 from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, TILES_TO_SHARE, multiply_tile, prefetch_step
 
 # Terms of a chain at most. 1 % of a product's time goes into the additions between chains, 3 % with 32; with 128 errors
@@ -55,13 +56,13 @@ class Panels(NamedTuple):
 @function
 def panels_at(address, stride, like):
     """Return the Panels whose row 0 of panel 0 is at `address`, or would be; its rows follow one another."""
-    return Panels(array_at(address, _ONE, like), _ZERO, stride, panel_width(like))
+    return Panels(numbers_at(address, like), _ZERO, stride, panel_width(like))
 
 
 @function
 def rows_at(address, stride, like):
     """Return the Rows whose row 0 is at `address`."""
-    return Rows(array_at(address, _ONE, like), _ZERO, stride)
+    return Rows(numbers_at(address, like), _ZERO, stride)
 
 
 @function

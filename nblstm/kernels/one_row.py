@@ -20,9 +20,10 @@ import numpy as np
 from nblstm.kernels.atomics import call_at
 from nblstm.kernels.job import ONE_ROW_FIELDS, WEIGHTS, WEIGHTS_BACK, one_row_job_at
 from nblstm.kernels.matmul import panel_width
+from nblstm.kernels.memory import numbers_at, on_stack
 from nblstm.kernels.policy import LINE, function
 from nblstm.kernels.schedule import add_numbers, copy_numbers
-from nblstm.kernels.simd import array_at, lanes_of, on_stack
+from nblstm.kernels.simd import lanes_of
 
 _PLACES = np.array([ONE_ROW_FIELDS.index(name) for name in (*WEIGHTS, *WEIGHTS_BACK)])
 _JOB_WORDS = len(ONE_ROW_FIELDS)
@@ -96,7 +97,7 @@ def run_network(weights, x, y, steps, h_n, c_n):
     workspace = on_stack(_lines(scratch * item) + 2 * between_size)
     between = workspace + _lines(scratch * item)
     words_at = on_stack(_JOB_WORDS * 8)
-    words, job = array_at(words_at, _JOB_WORDS, _ZERO), one_row_job_at(words_at)
+    words, job = numbers_at(words_at, _ZERO), one_row_job_at(words_at)
     for begin in range(0, steps, at_once):
         count = min(steps - begin, at_once)
         source = x + begin * first.inputs * item
@@ -148,7 +149,7 @@ def back_through_network(weights, x, h, c, dh, dc, dx, d_parameters, parameters)
     workspace = on_stack(_lines(scratch * item) + layers * row)
     rows = workspace + _lines(scratch * item)
     words_at = on_stack(_JOB_WORDS * 8)
-    words, job = array_at(words_at, _JOB_WORDS, _ZERO), one_row_job_at(words_at)
+    words, job = numbers_at(words_at, _ZERO), one_row_job_at(words_at)
     for upward in range(2 * layers):
         layer = upward if upward < layers else 2 * layers - 1 - upward
         _begin_job(weights, layer, words)
@@ -174,8 +175,8 @@ def back_through_network(weights, x, h, c, dh, dc, dx, d_parameters, parameters)
         job.dh = dh + layer * job.outputs * item
         job.dc = dc + layer * job.units * item
         if layer < layers - 1:
-            above, into = array_at(down + row, job.outputs, weights.panels), job.dh
-            add_numbers(above, _ZERO, array_at(into, job.outputs, weights.panels), _ZERO, job.outputs)
+            above, into = numbers_at(down + row, weights.panels), job.dh
+            add_numbers(above, _ZERO, numbers_at(into, weights.panels), _ZERO, job.outputs)
         job.dx = dx if layer == 0 else down
         if parameters != 0:
             job.d_parameters = d_parameters + job.place * item
@@ -184,4 +185,4 @@ def back_through_network(weights, x, h, c, dh, dc, dx, d_parameters, parameters)
 
 @function
 def _copy(source, target, count, like):
-    copy_numbers(array_at(source, count, like), _ZERO, array_at(target, count, like), _ZERO, count)
+    copy_numbers(numbers_at(source, like), _ZERO, numbers_at(target, like), _ZERO, count)

@@ -6,9 +6,9 @@ import numpy as np
 
 from nblstm.kernels.job import product_job_at
 from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.memory import itemsize_of, numbers_at
 from nblstm.kernels.policy import function, worker_calling
 from nblstm.kernels.schedule import add_numbers, copy_numbers, share
-from nblstm.kernels.simd import array_at
 
 ROWS_AT_ONCE = 48
 _ZERO = np.int64(0)
@@ -18,22 +18,22 @@ _ZERO = np.int64(0)
 def _rows_slice(address, piece, like):
     """Do a share of the rows of dx."""
     job = product_job_at(address)
-    zeros = array_at(job.zeros, 1, like)
-    item, width = zeros.itemsize, panel_width(zeros)
+    zeros = numbers_at(job.zeros, like)
+    item, width = itemsize_of(zeros), panel_width(zeros)
     past = Panels(zeros, _ZERO, _ZERO, _ZERO)
     panels = (job.columns + width - 1) // width
     size = panels * ROWS_AT_ONCE * width
-    products = array_at(job.workspace + piece * size * item, size, like)
-    weights, places = array_at(job.weights, 1, like), array_at(job.dx_rows, job.rows, np.int64(0))
+    products = numbers_at(job.workspace + piece * size * item, like)
+    weights, places = numbers_at(job.weights, like), numbers_at(job.dx_rows, np.int64(0))
     first, last = share(job.rows, piece, job.parts)
     for begin in range(first, last, ROWS_AT_ONCE):
         rows = min(ROWS_AT_ONCE, last - begin)
-        source = array_at(job.gradients + begin * job.gradients_stride * item, 1, like)
+        source = numbers_at(job.gradients + begin * job.gradients_stride * item, like)
         sums = Panels(products, _ZERO, rows * width, width)
         gradients = Rows(source, _ZERO, job.gradients_stride)
         multiply_add(rows, job.terms, gradients, weights, _ZERO, panels, past, sums, FORWARDS)
         for row in range(rows):
-            out = array_at(places[begin + row], job.columns, like)
+            out = numbers_at(places[begin + row], like)
             for panel in range(panels):
                 start, count = panel * width, min(width, job.columns - panel * width)
                 source_start = (panel * rows + row) * width

@@ -9,9 +9,10 @@ import numpy as np
 
 from nblstm.kernels.job import JOB, UNITS, job_at
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.memory import numbers_at
 from nblstm.kernels.policy import function, worker_calling
 from nblstm.kernels.schedule import alive_rows, copy_numbers, share, step_of
-from nblstm.kernels.simd import array_at, lanes_of, load, normal_or_zero, store
+from nblstm.kernels.simd import lanes_of, load, normal_or_zero, store
 from nblstm.kernels.slices import buffers_of, emit, fetch_rows, keep_final, shares_of
 
 _JOB_SIZE = JOB.itemsize
@@ -40,7 +41,7 @@ def _project(first_job, piece, s, like):
     m_rows = Rows(m, first_row * job.c_stride, job.c_stride)
     if job.split == UNITS:
         fetch_rows(m_rows, rows, job.units)
-    weights = array_at(job.projection_weights, 1, like)
+    weights = numbers_at(job.projection_weights, like)
     back = (s + job.turn) % 2 == 1
     multiply_add(rows, job.units, m_rows, weights, first_panel, last_panel, products, products, back)
     for i in range(job.products, job.products + (last_panel - first_panel) * size, lanes_of(like)):

@@ -22,9 +22,10 @@ import numpy as np
 from nblstm.kernels.atomics import call_at
 from nblstm.kernels.job import CELL_JOB, JOB, LAYERS, ROWS, UNITS, cell_job_at, job_at
 from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.memory import address_at, itemsize_of, numbers_at, on_stack
 from nblstm.kernels.policy import function, inlined, worker_calling
 from nblstm.kernels.schedule import alive_rows, share, slots_before, step_of
-from nblstm.kernels.simd import address_at, array_at, lanes_of, on_stack
+from nblstm.kernels.simd import lanes_of
 from nblstm.kernels.slices import begin_states, buffers_of, emit, fetch_rows, gather_inputs, keep_final, shares_of
 from nblstm.kernels.tile import PANEL_VECTORS
 
@@ -53,8 +54,8 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
     cell_job         scratch  address of a `CELL_JOB`, whose `job` is set
     """
     lanes, width = lanes_of(h), panel_width(h)
-    input_weights, bias = array_at(job.input_weights, 1, h), Panels(array_at(job.bias, 1, h), _ZERO, width, _ZERO)
-    recurrent_weights = array_at(job.recurrent_weights, 1, h)
+    input_weights, bias = numbers_at(job.input_weights, h), Panels(numbers_at(job.bias, h), _ZERO, width, _ZERO)
+    recurrent_weights = numbers_at(job.recurrent_weights, h)
     t = step_of(job, s)
     alive = alive_rows(job, t, part, first_row, last_row)
     rows = alive - first_row
@@ -91,7 +92,7 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
             multiply_add(rows, job.inputs, x, input_weights, panel, end_panel, bias, gates, back)
         addend = recurrent = gates
         if job.recurrent_bias != 0:
-            addend = Panels(array_at(job.recurrent_bias, 1, h), _ZERO, width, _ZERO)
+            addend = Panels(numbers_at(job.recurrent_bias, h), _ZERO, width, _ZERO)
             recurrent = Panels(sums, job.recurrent_sums - panel * rows * width, rows * width, width)
         multiply_add(rows, job.outputs, h_before, recurrent_weights, panel, end_panel, addend, recurrent, back)
         cell = cell_job_at(cell_job)
@@ -124,10 +125,10 @@ def _slice(first_job, piece, step, like):
     parts = job_at(first_job).parts
     job = job_at(first_job + (piece // parts) * _JOB_SIZE)
     part = piece % parts
-    item = array_at(job.workspace, 1, like).itemsize
+    item = itemsize_of(like)
     h, c, m, sums = buffers_of(job, part, like)
     inputs_start = job.inputs_block + part * job.inputs_block_size
-    inputs = array_at(job.workspace + inputs_start * item, job.inputs_block_size, like)
+    inputs = numbers_at(job.workspace + inputs_start * item, like)
     row_part, row_parts, unit_part, unit_parts = shares_of(job, part)
     first_stage, last_stage = step, step + 1
     if job.split == ROWS:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from nblstm.kernels.memory import numbers_at
 from nblstm.kernels.policy import function
-from nblstm.kernels.simd import array_at, lanes_of, load, store, transpose
+from nblstm.kernels.simd import lanes_of, load, store, transpose
 
 
 @function
 def entry_of(table, index):
     """Return ``table[index]`` of an int64 table at an address, or `index` itself where there is no table."""
-    return array_at(table, index + 1, np.int64(0))[index] if table != 0 else index
+    return numbers_at(table, np.int64(0))[index] if table != 0 else index
 
 
 @function

@@ -1,4 +1,4 @@
-"""Vectors as values: a Numba type for one hardware vector, its arithmetic, its loads and stores, and array views.
+"""Vectors as values: a Numba type for one hardware vector, its arithmetic, its loads and stores.
 
 A kernel written with it reads as the formula for one number and runs on a whole vector: ``1 / (1 + e)`` divides eight
 numbers at once on AVX2. Three things follow that a loop left to LLVM's vectoriser does not give: no remainder loop that
@@ -18,9 +18,8 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
 
-from nblstm.kernels.policy import HAS_FMA, LINE, lanes
-
-I64 = ir.IntType(64)
+from nblstm.kernels.memory import I64, element_pointer
+from nblstm.kernels.policy import HAS_FMA, lanes
 
 
 class Vector(types.Type):  # type: ignore[misc]
@@ -36,12 +35,6 @@ class Vector(types.Type):  # type: ignore[misc]
 class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, dmm: Any, vector: Vector) -> None:
         super().__init__(dmm, vector, llvm_vector(vector.dtype))
-
-
-def _data_of(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value) -> ir.Value:
-    """Return the pointer to an array's first element."""
-    # Not by numba.np.arrayobj: to import that takes a fifth of a second, which is the first compilation's to pay.
-    return cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
 
 
 def llvm_element(dtype: types.Float) -> ir.Type:
@@ -68,16 +61,6 @@ def llvm_call(builder: ir.IRBuilder, name: str, *values: ir.Value) -> ir.Value:
     suffix = f"{count}f{32 if element == ir.FloatType() else 64}"
     function_type = ir.FunctionType(kind, [kind] * len(values))
     return builder.call(cgutils.get_or_insert_function(builder.module, function_type, f"{name}.{suffix}"), values)
-
-
-def llvm_prefetch(builder: ir.IRBuilder, pointer: ir.Value, level: int) -> None:
-    """Emit a request to bring the cache line at `pointer` into the cache of level 1 or 2; no address is wrong."""
-    i32 = ir.IntType(32)
-    address = builder.bitcast(pointer, ir.IntType(8).as_pointer())
-    function_type = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
-    prefetch = builder.module.declare_intrinsic("llvm.prefetch", [address.type], function_type)
-    read, locality, data = (ir.Constant(i32, number) for number in (0, 4 - level, 1))
-    builder.call(prefetch, [address, read, locality, data])
 
 
 def splat(builder: ir.IRBuilder, value: ir.Value, count: int) -> ir.Value:
@@ -253,36 +236,31 @@ def power_of_two(typing_context: Any, shifted: Any) -> Any:
     return _elementwise((shifted,), emit)
 
 
-def _element_pointer(context: Any, builder: ir.IRBuilder, array_type: Any, array: Any, index: Any) -> ir.Value:
-    data = _data_of(context, builder, array_type, array)
-    return builder.gep(data, [index])
-
-
 @intrinsic
-def load(typing_context: Any, array: Any, index: Any) -> Any:
-    """The vector at ``array[index : index + lanes]`` of a contiguous 1-D array; no bounds check, any alignment."""
-    vector = Vector(array.dtype)
+def load(typing_context: Any, numbers: Any, index: Any) -> Any:
+    """The vector at ``numbers[index : index + lanes]``; no bounds check, any alignment."""
+    vector = Vector(numbers.dtype)
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        pointer = _element_pointer(context, builder, sig.args[0], *args)
+        pointer = element_pointer(context, builder, sig.args[0], *args)
         pointer = builder.bitcast(pointer, llvm_vector(vector.dtype).as_pointer())
         return builder.load(pointer, align=vector.dtype.bitwidth // 8)
 
-    return vector(array, types.int64), codegen
+    return vector(numbers, types.int64), codegen
 
 
 @intrinsic
-def store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
-    """Write the vector `value` to ``array[index : index + lanes]`` of a contiguous 1-D array; no bounds check."""
-    vector = Vector(array.dtype)
+def store(typing_context: Any, numbers: Any, index: Any, value: Any) -> Any:
+    """Write the vector `value` to ``numbers[index : index + lanes]``; no bounds check."""
+    vector = Vector(numbers.dtype)
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        pointer = _element_pointer(context, builder, sig.args[0], *args[:2])
+        pointer = element_pointer(context, builder, sig.args[0], *args[:2])
         pointer = builder.bitcast(pointer, llvm_vector(vector.dtype).as_pointer())
         builder.store(args[2], pointer, align=vector.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(array, types.int64, vector), codegen
+    return types.void(numbers, types.int64, vector), codegen
 
 
 @intrinsic
@@ -302,7 +280,7 @@ def transpose(
 
         def row(array_type: Any, array: Any, start: Any, stride: Any, r: int) -> ir.Value:
             place = builder.add(start, builder.mul(stride, ir.Constant(I64, r)))
-            return builder.bitcast(_element_pointer(context, builder, array_type, array, place), vector.as_pointer())
+            return builder.bitcast(element_pointer(context, builder, array_type, array, place), vector.as_pointer())
 
         rows = [builder.load(row(sig.args[0], source, start, stride, r), align=align) for r in range(count)]
         half = count // 2
@@ -322,19 +300,8 @@ def transpose(
 
 
 @intrinsic
-def fetch_ahead(typing_context: Any, array: Any, index: Any) -> Any:
-    """Ask for the cache line of ``array[index]`` to be brought into the first-level cache; any index will do."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        llvm_prefetch(builder, _element_pointer(context, builder, sig.args[0], *args), 1)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), codegen
-
-
-@intrinsic
 def lanes_of(typing_context: Any, like: Any) -> Any:
-    """How many elements of the type of `like` (a float or an array) one vector holds: a constant."""
+    """How many numbers of the type of `like` (a float, Numbers or an array) one vector holds: a constant."""
     dtype = getattr(like, "dtype", like)
     count = lanes(dtype.bitwidth // 8)
 
@@ -353,43 +320,3 @@ def is_single(typing_context: Any, like: Any) -> Any:
         return context.get_constant(types.boolean, single)
 
     return types.boolean(like), codegen
-
-
-@intrinsic
-def array_at(typing_context: Any, address: Any, length: Any, like: Any) -> Any:
-    """A 1-D array over the memory at `address`, which it does not own, of `length` elements as `like` (or as in it)."""
-    element = like.dtype if isinstance(like, types.Array) else like
-    array_type = types.Array(element, 1, "C")
-
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        address, length, _ = args
-        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(element)))
-        array = cgutils.create_struct_proxy(array_type)(context, builder)  # no owner: all zeros
-        array.data = builder.inttoptr(address, context.get_data_type(element).as_pointer())
-        array.shape, array.strides = (cgutils.pack_array(builder, [number]) for number in (length, itemsize))
-        array.nitems, array.itemsize = length, itemsize
-        return array._getvalue()
-
-    return array_type(types.int64, types.int64, like), codegen
-
-
-@intrinsic
-def address_at(typing_context: Any, array: Any, index: Any) -> Any:
-    """The address of ``array[index]`` of a contiguous 1-D array; any index will do."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        return builder.ptrtoint(_element_pointer(context, builder, sig.args[0], *args), I64)
-
-    return types.int64(array, types.int64), codegen
-
-
-@intrinsic
-def on_stack(typing_context: Any, size: Any) -> Any:
-    """The address of `size` bytes, from the beginning of a cache line, that live until the calling function returns."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        memory = builder.alloca(ir.IntType(8), size=args[0])
-        memory.align = LINE
-        return builder.ptrtoint(memory, I64)
-
-    return types.int64(types.int64), codegen

@@ -9,9 +9,9 @@ import numpy as np
 
 from nblstm.kernels.job import ROWS
 from nblstm.kernels.matmul import Rows
+from nblstm.kernels.memory import fetch_ahead, itemsize_of, numbers_at
 from nblstm.kernels.policy import LINE, function
 from nblstm.kernels.schedule import alive_rows, copy_numbers, entry_of, step_of
-from nblstm.kernels.simd import array_at, fetch_ahead
 
 _FETCH_BYTES = 16384
 # Numba compiles a function anew for every literal it is called with; these are numbers like any other.
@@ -29,11 +29,11 @@ def shares_of(job, part):
 @function
 def buffers_of(job, part, like):
     """Return h, c and m of all rows, and the sums of part `part`: arrays over the job's workspace."""
-    item = array_at(job.workspace, _ONE, like).itemsize
-    h = array_at(job.workspace + job.h * item, 2 * job.rows * job.h_stride, like)
-    c = array_at(job.workspace + job.c * item, job.rows * job.c_stride, like)
-    m = array_at(job.workspace + job.m * item, job.rows * job.c_stride, like)
-    return h, c, m, array_at(job.workspace + (job.sums + part * job.sums_size) * item, job.sums_size, like)
+    item = itemsize_of(like)
+    h = numbers_at(job.workspace + job.h * item, like)
+    c = numbers_at(job.workspace + job.c * item, like)
+    m = numbers_at(job.workspace + job.m * item, like)
+    return h, c, m, numbers_at(job.workspace + (job.sums + part * job.sums_size) * item, like)
 
 
 @function
@@ -43,9 +43,9 @@ def fetch_rows(state, rows, columns):
     One by one, as the product reads them, each line would be waited for: 5 % of a step at H = 256, 15 % at H = 128, one
     row. With more rows than half of the first-level cache holds the product has other work in the meantime.
     """
-    if rows * columns * state.array.itemsize <= _FETCH_BYTES:
+    if rows * columns * itemsize_of(state.array) <= _FETCH_BYTES:
         for row in range(rows):
-            for column in range(0, columns, LINE // state.array.itemsize):
+            for column in range(0, columns, LINE // itemsize_of(state.array)):
                 fetch_ahead(state.array, state.start + row * state.stride + column)
 
 
@@ -60,13 +60,14 @@ def gather_inputs(job, first, last, part, first_row, last_row, inputs):
         t = step_of(job, s)
         start = entry_of(job.starts, t) * job.x_step
         for row in range(first_row, alive_rows(job, t, part, first_row, last_row)):
-            source = job.x + (start + entry_of(job.x_rows, row) * job.x_row) * inputs.itemsize
+            place = start + entry_of(job.x_rows, row) * job.x_row
+            x = numbers_at(job.x + place * itemsize_of(inputs), inputs)
             into = slot * job.input_stride
             if job.x_item == 1:
-                copy_numbers(array_at(source, job.inputs, inputs), _ZERO, inputs, into, job.inputs)
-            else:  # one address at a time: a negative index would count from the end of an array
+                copy_numbers(x, _ZERO, inputs, into, job.inputs)
+            else:
                 for i in range(job.inputs):
-                    inputs[into + i] = array_at(source + i * job.x_item * inputs.itemsize, 1, inputs)[0]
+                    inputs[into + i] = x[i * job.x_item]
             slot += 1
     return slot
 
@@ -76,9 +77,9 @@ def emit(job, t, first_row, last_row, h, first, last):
     """Write columns [first, last) of h, whose row 0 is first_row of the batch, to the output of step t."""
     start = entry_of(job.starts, t) * job.y_step
     for row in range(first_row, last_row):
-        address = job.y + (start + entry_of(job.x_rows, row) * job.y_row) * h.array.itemsize
+        address = job.y + (start + entry_of(job.x_rows, row) * job.y_row) * itemsize_of(h.array)
         source = h.start + (row - first_row) * h.stride + first
-        copy_numbers(h.array, source, array_at(address, last, h.array), first, last - first)
+        copy_numbers(h.array, source, numbers_at(address, h.array), first, last - first)
 
 
 @function
@@ -91,9 +92,9 @@ def keep_final(job, s, part, first_row, last_row, state, target, columns, first,
     if s + 1 < job.steps:
         staying = alive_rows(job, step_of(job, s + 1), part, first_row, last_row)
     for row in range(staying, alive_rows(job, step_of(job, s), part, first_row, last_row)):
-        address = target + entry_of(job.state_rows, row) * columns * state.array.itemsize
+        address = target + entry_of(job.state_rows, row) * columns * itemsize_of(state.array)
         source = state.start + (row - first_row) * state.stride + first
-        copy_numbers(state.array, source, array_at(address, last, state.array), first, last - first)
+        copy_numbers(state.array, source, numbers_at(address, state.array), first, last - first)
 
 
 @function
@@ -106,8 +107,8 @@ def _set_initial(job, initial, columns, first_row, last_row, state):
         into = state.start + row * state.stride
         for column in range(columns, state.stride):
             state.array[into + column] = 0
-        address = initial + entry_of(job.state_rows, row) * columns * state.array.itemsize
-        copy_numbers(array_at(address, columns, state.array), _ZERO, state.array, into, columns)
+        address = initial + entry_of(job.state_rows, row) * columns * itemsize_of(state.array)
+        copy_numbers(numbers_at(address, state.array), _ZERO, state.array, into, columns)
 
 
 @function

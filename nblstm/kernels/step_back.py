@@ -11,9 +11,10 @@ import numpy as np
 from nblstm.kernels.cells import back_through_cell, lstm_hidden_state
 from nblstm.kernels.job import one_row_job_at
 from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.memory import itemsize_of, numbers_at
 from nblstm.kernels.policy import function, inlined, worker_calling
 from nblstm.kernels.schedule import copy_numbers
-from nblstm.kernels.simd import array_at, fma, lanes_of, load, store
+from nblstm.kernels.simd import fma, lanes_of, load, store
 
 _ZERO = np.int64(0)
 
@@ -43,7 +44,7 @@ def _add_outer_products(job, gradients, x, h, dh, m):
     size = rows * (job.inputs + job.outputs) + biases
     if job.projection_weights != 0:
         size += job.outputs * job.units
-    sums = array_at(job.d_parameters, size, gradients)
+    sums = numbers_at(job.d_parameters, gradients)
     for gate in range(job.gates):
         # The slots of a GRU are n over the inputs, r, z, n over the hidden units.
         own = (gate + 1) % job.gates if job.apart else gate
@@ -76,11 +77,11 @@ def _step_back(address, like):
     wants of the step before (padded units each), m (padded units), products (whole panels of inputs or outputs).
     """
     job = one_row_job_at(address)
-    kept = array_at(job.kept, job.kept_slots * job.unit_blocks * lanes_of(like), like)
-    item, width, padded = kept.itemsize, panel_width(kept), _padded(job, kept)
+    kept = numbers_at(job.kept, like)
+    item, width, padded = itemsize_of(kept), panel_width(kept), _padded(job, kept)
     unit_panels, input_panels = _panels_for(job.units, width), _panels_for(job.inputs, width)
     output_panels = _panels_for(job.outputs, width)
-    scratch = array_at(job.workspace, job.scratch_back, kept)
+    scratch = numbers_at(job.workspace, kept)
     for i in range(job.scratch_back):
         scratch[i] = 0
     gradients_start = width
@@ -91,9 +92,9 @@ def _step_back(address, like):
     nothing = Panels(scratch, _ZERO, _ZERO, _ZERO)
     products = Panels(scratch, products_start, width, width)
     hidden = Panels(scratch, hidden_start, width, width)
-    dh, h = array_at(job.dh, job.outputs, kept), array_at(job.h_0, job.outputs, kept)
+    dh, h = numbers_at(job.dh, kept), numbers_at(job.h_0, kept)
     if job.projection_weights != 0:
-        back = array_at(job.projection_back, 1, kept)
+        back = numbers_at(job.projection_back, kept)
         multiply_add(1, job.outputs, Rows(dh, _ZERO, job.outputs), back, _ZERO, unit_panels, nothing, hidden, FORWARDS)
         for block in range(0, padded, lanes_of(kept)):
             o, c_after = load(kept, 3 * padded + block), load(kept, 4 * padded + block)
@@ -101,32 +102,32 @@ def _step_back(address, like):
     else:
         copy_numbers(dh, _ZERO, scratch, hidden_start, job.units)
     if job.c_n != 0:
-        copy_numbers(array_at(job.dc, job.units, kept), _ZERO, scratch, c_start, job.units)
-        copy_numbers(array_at(job.c_0, job.units, kept), _ZERO, scratch, before_start, job.units)
+        copy_numbers(numbers_at(job.dc, kept), _ZERO, scratch, c_start, job.units)
+        copy_numbers(numbers_at(job.c_0, kept), _ZERO, scratch, before_start, job.units)
     elif job.apart:
         copy_numbers(h, _ZERO, scratch, before_start, job.units)
-    before = array_at(job.workspace + before_start * item, padded, kept)
-    gradients = array_at(job.workspace + gradients_start * item, job.slots * padded, kept)
+    before = numbers_at(job.workspace + before_start * item, kept)
+    gradients = numbers_at(job.workspace + gradients_start * item, kept)
     d_hidden, dc = Rows(scratch, hidden_start, padded), Rows(scratch, c_start, padded)
     back_through_cell(job.cell, kept, before, gradients, d_hidden, dc, padded, _ZERO, job.unit_blocks)
-    x = array_at(job.x, job.inputs, kept)
+    x = numbers_at(job.x, kept)
     if job.d_parameters != 0:
-        m = array_at(job.workspace + m_start * item, padded, kept)
+        m = numbers_at(job.workspace + m_start * item, kept)
         _add_outer_products(job, gradients, x, h, dh, m)
     if job.dx != 0:
-        back = array_at(job.input_back, 1, kept)
+        back = numbers_at(job.input_back, kept)
         rows = Rows(gradients, _ZERO, job.gates * padded)
         multiply_add(1, job.gates * padded, rows, back, _ZERO, input_panels, nothing, products, FORWARDS)
-        copy_numbers(scratch, products_start, array_at(job.dx, job.inputs, kept), _ZERO, job.inputs)
+        copy_numbers(scratch, products_start, numbers_at(job.dx, kept), _ZERO, job.inputs)
     past_sums = nothing
     if job.apart:  # part of h goes on past the sums
         past_sums = hidden
     rows = Rows(gradients, padded if job.apart else _ZERO, job.gates * padded)
-    back = array_at(job.recurrent_back, 1, kept)
+    back = numbers_at(job.recurrent_back, kept)
     multiply_add(1, job.gates * padded, rows, back, _ZERO, output_panels, past_sums, products, FORWARDS)
     copy_numbers(scratch, products_start, dh, _ZERO, job.outputs)
     if job.c_n != 0:
-        copy_numbers(scratch, c_start, array_at(job.dc, job.units, kept), _ZERO, job.units)
+        copy_numbers(scratch, c_start, numbers_at(job.dc, kept), _ZERO, job.units)
 
 
 @worker_calling(product_float32)

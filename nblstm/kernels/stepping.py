@@ -13,8 +13,8 @@ import numpy as np
 
 from nblstm.kernels.atomics import call_at
 from nblstm.kernels.job import FIELDS, JOB
+from nblstm.kernels.memory import numbers_at, on_stack
 from nblstm.kernels.policy import LINE, function, typed_entry
-from nblstm.kernels.simd import array_at, on_stack
 
 _ROWS, _INPUTS, _OUTPUTS = FIELDS.index("rows"), FIELDS.index("inputs"), FIELDS.index("outputs")
 # Each step reads the weights to the other end: those that a step ends with are still in the cache for the next.
@@ -83,7 +83,7 @@ def step_cell(worker, template, scratch, x, h, c, h_next, c_next):
         return False
     memory = np.empty(scratch + LINE // x.itemsize, x.dtype)
     job_at = on_stack(_JOB_SIZE)
-    job = array_at(job_at, template.size, _ZERO)
+    job = numbers_at(job_at, _ZERO)
     for field in range(template.size):
         job[field] = template[field]
     workspace = (memory.ctypes.data + LINE - 1) // LINE * LINE

@@ -49,8 +49,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from nblstm.kernels.memory import I64, llvm_prefetch
 from nblstm.kernels.policy import HAS_FMA, LINE, VECTOR_BYTES, VECTOR_REGISTERS, function
-from nblstm.kernels.simd import I64, llvm_element, llvm_fma, llvm_prefetch, llvm_vector, splat
+from nblstm.kernels.simd import llvm_element, llvm_fma, llvm_vector, splat
 
 ROWS = 6
 PANEL_VECTORS = 4 if VECTOR_REGISTERS == 32 else 2

@@ -21,9 +21,10 @@ import math
 import numpy as np
 
 from nblstm.kernels.job import reader_of
+from nblstm.kernels.memory import numbers_at
 from nblstm.kernels.policy import LINE, function, worker
 from nblstm.kernels.schedule import copy_numbers, share
-from nblstm.kernels.simd import array_at, fma, lanes_of, larger, load, square_root, squares, store
+from nblstm.kernels.simd import fma, lanes_of, larger, load, square_root, squares, store
 
 # Shares end at whole blocks: no two slices write to one cache line, and sums have the same chains for every split.
 BLOCK = 4096
@@ -153,11 +154,11 @@ def _piece(count, piece, parts, lanes):
 @function
 def _vector_of(scratch, place, address, start, count, like):
     """Return a vector of scratch memory that begins with `count` numbers of the array at `address`, if there is one."""
-    vector = array_at(scratch + place * LINE, lanes_of(like), like)
+    vector = numbers_at(scratch + place * LINE, like)
     for i in range(lanes_of(like)):
         vector[i] = 0
     if address != 0:
-        copy_numbers(array_at(address, start + count, like), start, vector, _ZERO, count)
+        copy_numbers(numbers_at(address, like), start, vector, _ZERO, count)
     return vector
 
 
@@ -165,7 +166,7 @@ def _vector_of(scratch, place, address, start, count, like):
 def _put_back(vector, address, start, count):
     """Write `count` numbers of a vector to the array at `address`, if there is one."""
     if address != 0:
-        copy_numbers(vector, _ZERO, array_at(address, start + count, vector), start, count)
+        copy_numbers(vector, _ZERO, numbers_at(address, vector), start, count)
 
 
 @function
@@ -176,8 +177,8 @@ def _sgd_slice(address, piece, like):
     for index in range(job.count):
         update = _sgd_at(job.records + index * _SGD_SIZE)
         begin, whole, end = _piece(update.count, piece, job.parts, lanes_of(like))
-        parameter, gradient = array_at(update.parameter, end, like), array_at(update.gradient, end, like)
-        result, buffer = array_at(update.result, end, like), array_at(update.buffer, end, like)
+        parameter, gradient = numbers_at(update.parameter, like), numbers_at(update.gradient, like)
+        result, buffer = numbers_at(update.result, like), numbers_at(update.buffer, like)
         _sgd_run(update, parameter, gradient, result, buffer, begin, whole)
         if whole < end:  # what is left goes through vectors too, so that it has the same bits at any place
             parameter = _vector_of(scratch, 0, update.parameter, whole, end - whole, like)
@@ -197,9 +198,9 @@ def _adam_slice(address, piece, like):
     for index in range(job.count):
         update = _adam_at(job.records + index * _ADAM_SIZE)
         begin, whole, end = _piece(update.count, piece, job.parts, lanes_of(like))
-        parameter, gradient = array_at(update.parameter, end, like), array_at(update.gradient, end, like)
-        result, average = array_at(update.result, end, like), array_at(update.average, end, like)
-        square, largest = array_at(update.square, end, like), array_at(update.largest, end, like)
+        parameter, gradient = numbers_at(update.parameter, like), numbers_at(update.gradient, like)
+        result, average = numbers_at(update.result, like), numbers_at(update.average, like)
+        square, largest = numbers_at(update.square, like), numbers_at(update.largest, like)
         _adam_run(update, parameter, gradient, result, average, square, largest, begin, whole)
         if whole < end:
             parameter = _vector_of(scratch, 0, update.parameter, whole, end - whole, like)
@@ -282,12 +283,12 @@ def _end_of(array, begin, end, sign):
 def _sum_slice(address, piece, like):
     """Do a share of the blocks of each array."""
     job = _job_at(address)
-    scratch = array_at(job.scratch + piece * SCRATCH, lanes_of(np.float64(0)), np.float64(0))
+    scratch = numbers_at(job.scratch + piece * SCRATCH, np.float64(0))
     for index in range(job.count):
         record = _sum_at(job.records + index * _SUM_SIZE)
         count, kind, power, scale = record.count, record.kind, record.power, record.scale
         blocks = (count + BLOCK - 1) // BLOCK
-        array, sums = array_at(record.array, count, like), array_at(record.sums, blocks, np.float64(0))
+        array, sums = numbers_at(record.array, like), numbers_at(record.sums, np.float64(0))
         first, last = share(blocks, piece, job.parts)
         for block in range(first, last):
             begin, end = block * BLOCK, min((block + 1) * BLOCK, count)

@@ -19,9 +19,10 @@ import numpy as np
 from nblstm.kernels.cells import lstm_hidden_state
 from nblstm.kernels.job import gradient_job_at
 from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.memory import itemsize_of, numbers_at
 from nblstm.kernels.policy import function, worker_calling
 from nblstm.kernels.schedule import copy_numbers, copy_transposed, share
-from nblstm.kernels.simd import array_at, lanes_of, load, store
+from nblstm.kernels.simd import lanes_of, load, store
 
 ROWS_AT_ONCE = 256
 ROWS_STRIDE = ROWS_AT_ONCE + 16  # not a power of two: a tile's rows would share a set of the cache
@@ -37,7 +38,7 @@ def _hidden_states(job, rows, n, count, hidden):
     """Set `hidden` to h before the projection, of rows whose gates and cell states lie at these addresses."""
     size = job.kept_size
     for row in range(count):
-        kept = array_at(rows[n + row], 5 * size, hidden)
+        kept = numbers_at(rows[n + row], hidden)
         for i in range(0, size, lanes_of(hidden)):
             store(hidden, row * size + i, lstm_hidden_state(load(kept, 3 * size + i), load(kept, 4 * size + i)))
 
@@ -51,12 +52,12 @@ def _lay_out_columns(rows, n, count, item, numbers, square, columns, place):
     for k in range(0, numbers, TRANSPOSED_COLUMNS):
         some = min(TRANSPOSED_COLUMNS, numbers - k)
         for row in range(count):
-            source, into = rows[n + row] + k * item * columns.itemsize, row * TRANSPOSED_COLUMNS
+            source, into = numbers_at(rows[n + row], columns), row * TRANSPOSED_COLUMNS
             if item == 1:
-                copy_numbers(array_at(source, some, columns), _ZERO, square, into, some)
-            else:  # one address at a time: a negative index would count from the end of an array
+                copy_numbers(source, k, square, into, some)
+            else:
                 for i in range(some):
-                    square[into + i] = array_at(source + i * item * columns.itemsize, 1, columns)[0]
+                    square[into + i] = source[(k + i) * item]
         to = place + k * ROWS_STRIDE
         copy_transposed(square, _ZERO, TRANSPOSED_COLUMNS, count, some, columns, to, ROWS_STRIDE)
 
@@ -64,15 +65,15 @@ def _lay_out_columns(rows, n, count, item, numbers, square, columns, place):
 @function
 def _lay_out(job, piece, like):
     """Do a share of the rows of a: `columns` (blocks of rows, columns, ROWS_STRIDE)."""
-    columns = array_at(job.columns, 1, like)
-    item = columns.itemsize
+    columns = numbers_at(job.columns, like)
+    item = itemsize_of(columns)
     count_of_columns = job.inputs + job.ones + job.outputs
     own = job.scratch + piece * TRANSPOSED_ROWS * (TRANSPOSED_COLUMNS + job.kept_size) * item
-    square = array_at(own, TRANSPOSED_ROWS * TRANSPOSED_COLUMNS, like)
+    square = numbers_at(own, like)
     hidden_start = own + TRANSPOSED_ROWS * TRANSPOSED_COLUMNS * item
-    hidden = array_at(hidden_start, TRANSPOSED_ROWS * job.kept_size, like)
+    hidden = numbers_at(hidden_start, like)
     hidden_rows = np.arange(TRANSPOSED_ROWS) * job.kept_size * item + hidden_start
-    x_rows, h_rows = array_at(job.x_rows, job.rows, _ZERO), array_at(job.h_rows, job.rows, _ZERO)
+    x_rows, h_rows = numbers_at(job.x_rows, _ZERO), numbers_at(job.h_rows, _ZERO)
     first, last = share((job.rows + TRANSPOSED_ROWS - 1) // TRANSPOSED_ROWS, piece, job.parts)
     for n in range(first * TRANSPOSED_ROWS, min(last * TRANSPOSED_ROWS, job.rows), TRANSPOSED_ROWS):
         block = n // ROWS_AT_ONCE
@@ -109,15 +110,15 @@ def _columns_of(job, panel, width):
 @function
 def _multiply(job, piece, like):
     """Add a share of the panels of G times a to `sums` (panels, columns, width)."""
-    columns = array_at(job.columns, 1, like)
-    item, lanes, width = columns.itemsize, lanes_of(columns), panel_width(columns)
+    columns = numbers_at(job.columns, like)
+    item, lanes, width = itemsize_of(columns), lanes_of(columns), panel_width(columns)
     count_of_columns = job.inputs + job.ones + job.outputs
     panels = (job.slots * job.slot_size + width - 1) // width
-    sums = array_at(job.sums, panels * count_of_columns * width, like)
-    packed = array_at(job.packed + piece * ROWS_AT_ONCE * width * item, ROWS_AT_ONCE * width, like)
-    gradient_rows = array_at(job.gradient_rows, job.rows, _ZERO)
+    sums = numbers_at(job.sums, like)
+    packed = numbers_at(job.packed + piece * ROWS_AT_ONCE * width * item, like)
+    gradient_rows = numbers_at(job.gradient_rows, _ZERO)
     first_panel, last_panel = share(panels, piece, job.parts)
-    nothing = Panels(array_at(job.zeros, 1, like), _ZERO, _ZERO, _ZERO)
+    nothing = Panels(numbers_at(job.zeros, like), _ZERO, _ZERO, _ZERO)
     for begin in range(0, job.rows, ROWS_AT_ONCE):
         count = min(ROWS_AT_ONCE, job.rows - begin)
         block = begin // ROWS_AT_ONCE * count_of_columns * ROWS_STRIDE
@@ -128,7 +129,7 @@ def _multiply(job, piece, like):
                 if first >= last:
                     continue
                 for n in range(count):
-                    source = array_at(gradient_rows[begin + n] + panel * width * item, width, like)
+                    source = numbers_at(gradient_rows[begin + n] + panel * width * item, like)
                     for i in range(0, width, lanes):
                         store(packed, n * width + i, load(source, i))
                 a = Rows(columns, block + first * ROWS_STRIDE, ROWS_STRIDE)
@@ -140,13 +141,13 @@ def _multiply(job, piece, like):
 @function
 def _write(job, piece, like):
     """Turn a share of the panels of `sums` into rows of the matrices."""
-    width = panel_width(array_at(job.columns, 1, like))
+    width = panel_width(numbers_at(job.columns, like))
     count_of_columns = job.inputs + job.ones + job.outputs
     panels = (job.slots * job.slot_size + width - 1) // width
     gates = job.slots - job.apart
-    sums = array_at(job.sums, panels * count_of_columns * width, like)
-    w_ih, w_hh = array_at(job.w_ih, 1, like), array_at(job.w_hh, 1, like)
-    b_ih, b_hh = array_at(job.b_ih, 1, like), array_at(job.b_hh, 1, like)
+    sums = numbers_at(job.sums, like)
+    w_ih, w_hh = numbers_at(job.w_ih, like), numbers_at(job.w_hh, like)
+    b_ih, b_hh = numbers_at(job.b_ih, like), numbers_at(job.b_hh, like)
     first_panel, last_panel = share(panels, piece, job.parts)
     for panel in range(first_panel, last_panel):
         j = _ZERO
