@@ -3,7 +3,7 @@
 Seven decorators say what a compiled function is for:
 
 * ``function``: called from other compiled code only; ends up inside its callers, so it has no cache entry of its own;
-* ``inlined``: the same, but as text of its one caller, for large functions;
+* ``inlined``: the same, where it must be inside even though it is large;
 * ``entry``: called from Python; releases the GIL; cached on disk;
 * ``typed_entry``: the same, for the types that belong to a dtype and no others;
 * ``open_entry``: called from Python and from a user's compiled code;
@@ -37,8 +37,8 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from nblstm import errors
+from nblstm.kernels.compilers import KernelCompiler, LinkedCompiler
 from nblstm.kernels.disk_cache import KernelCache, cache_of
-from nblstm.kernels.linking import LinkedCompiler
 
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": False}
 Signatures: TypeAlias = "list[tuple[Any, ...]]"
@@ -72,20 +72,31 @@ def lanes(itemsize: int) -> int:
     return VECTOR_BYTES // itemsize
 
 
+def _compiled(python_function: Callable[..., Any], compiler: Any = KernelCompiler, **options: bool) -> Any:
+    return numba.njit(nogil=True, pipeline_class=compiler, **options, **_OPTIONS)(python_function)
+
+
+def _linked(python_function: Callable[..., Any], inline: bool) -> Any:
+    options = {
+        "no_cpython_wrapper": True,
+        "no_cfunc_wrapper": True,
+        "forceinline": inline,
+    }  # said, or what calls it says
+    return _compiled(python_function, LinkedCompiler, **options)
+
+
 def function(python_function: Callable[..., Any]) -> Any:
     """Compile for calls from other compiled functions."""
-    no_wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": LinkedCompiler}
-    return numba.njit(nogil=True, **no_wrappers, **_OPTIONS)(python_function)
+    return _linked(python_function, inline=False)
 
 
 def inlined(python_function: Callable[..., Any]) -> Any:
-    """Compile as text of its one caller.
+    """Compile for one caller, whose code it becomes.
 
-    For large functions that run at every step: LLVM does not inline them, and the calls cost a tenth of the time of one
-    row and 48 units. Numba copies the text, with all that is inlined in it, for every dtype: a function that runs once
-    a call compiles faster as a `function`. Not for what users call: the caller's options would apply.
+    For large functions that run at every step: LLVM alone would not do so, and the calls cost a tenth of the time of
+    one row and 48 units.
     """
-    return numba.njit(nogil=True, inline="always", **_OPTIONS)(python_function)
+    return _linked(python_function, inline=True)
 
 
 DTYPES = ("float32", "float64")
@@ -160,14 +171,14 @@ def entry(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
 
 def open_entry(python_function: Callable[..., Any]) -> Any:
     """Compile for calls from Python and from a user's compiled code, for the types that come; cached on disk."""
-    dispatcher = numba.njit(nogil=True, **_OPTIONS)(python_function)
+    dispatcher = _compiled(python_function)
     with contextlib.suppress(RuntimeError):  # no folder to write to: that is for the kernels to say
         dispatcher._cache = KernelCache(python_function)
     return dispatcher
 
 
 def _entry(signature: tuple[Any, ...], python_function: Callable[..., Any]) -> Any:
-    dispatcher = numba.njit(nogil=True, **_OPTIONS)(python_function)
+    dispatcher = _compiled(python_function)
     _DispatcherKernel(dispatcher, lambda number: [signature], ())
     return dispatcher
 
@@ -216,7 +227,7 @@ class TypedEntry(_DispatcherKernel):
     """
 
     def __init__(self, signatures: Callable[[Any], Signatures], python_function: Callable[..., Any]) -> None:
-        super().__init__(numba.njit(nogil=True, **_OPTIONS)(python_function), signatures, DTYPES)
+        super().__init__(_compiled(python_function), signatures, DTYPES)
         self._ready: set[str] = set()
 
     def of(self, dtype: Any) -> Any:
@@ -274,7 +285,7 @@ class Worker(Kernel):
         for callee in self._callees:
             callee.link()
         signature = ((types.int64,) * self._python_function.__code__.co_argcount, types.void)
-        callback = CFunc(self._python_function, signature, locals={}, options=dict(_OPTIONS))
+        callback = CFunc(self._python_function, signature, {}, dict(_OPTIONS), KernelCompiler)
         if self.cache is not None:
             callback._cache = self.cache
         with _without_collector():

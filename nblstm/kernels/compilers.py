@@ -1,0 +1,83 @@
+"""Numba's compiler for kernels: without what finds nothing to do in them, or does it twice.
+
+A kernel's code is optimised once, as a whole, with all that it calls, and at LLVM's first level: kernels say themselves
+what is a vector and how far a loop is unrolled, and the levels above only made copies of loops, for a sixth of a first
+call. A function that only other compiled code calls is kept as LLVM's text, without machine code of its own: Numba
+makes some of every function on the way up, which nobody runs. Bits and speed are the same (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
+from numba.core.compiler_machinery import PassManager
+from numba.core.typed_passes import NopythonRewrites
+from numba.core.untyped_passes import InlineClosureLikes
+
+# Passes over array expressions and over closures, of which no kernel has any: 8 % of the first call.
+_NOT_NEEDED = NopythonRewrites, InlineClosureLikes
+
+
+class _KernelLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """The code of a kernel."""
+
+    def _optimize_functions(self, module: Any) -> None:
+        """Leave that to the end: only say what LLVM has to know of the machine."""
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        passes, builder = self._codegen._module_pass_manager(opt=1, loop_vectorize=False, slp_vectorize=False)
+        passes.run(self._final_module, builder)
+
+
+class KernelCompiler(Compiler):  # type: ignore[misc]
+    """Numba's compiler for what is called from Python, or by its address."""
+
+    _library_class: type[JITCodeLibrary] = _KernelLibrary
+
+    def define_pipelines(self) -> list[PassManager]:
+        """Return Numba's passes but for those."""
+        managers: list[PassManager] = super().define_pipelines()
+        for manager in managers:
+            manager.passes[:] = [one for one in manager.passes if one[0] not in _NOT_NEEDED]
+            manager.finalize()
+        return managers
+
+    def compile_extra(self, func: Callable[..., Any]) -> Any:
+        """Compile a function."""
+        if self.state.library is None:
+            self.state.library = self._library_class(self.state.targetctx.codegen(), func.__qualname__)
+            self.state.library.enable_object_caching()
+        return super().compile_extra(func)
+
+
+class _LinkedLibrary(_KernelLibrary):
+    """The code of a function, for others to link."""
+
+    def _optimize_final_module(self) -> None:
+        """Leave that to the callers."""
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """Return 0, as Numba does for a wrapper for Python that there is not: there is no other to ask for."""
+        return 0
+
+    @property
+    def codegen(self) -> Any:
+        """What is told the environment of the function: this library, in whose code nothing can ask for one."""
+        return self
+
+    def set_env(self, name: str, environment: Any) -> None:
+        """Leave it: Numba would write to a variable of the machine code."""
+
+
+class LinkedCompiler(KernelCompiler):
+    """The same for what only other compiled code calls."""
+
+    _library_class = _LinkedLibrary
