@@ -9,7 +9,7 @@ from nblstm.commands.benchmark.cases import Case
 from nblstm.commands.benchmark.engines import ENGINES, OURS
 from nblstm.commands.benchmark.measure import QUICK, bench, threads_for
 from nblstm.commands.benchmark.process import EngineError
-from nblstm.commands.benchmark.results import CaseResult, Results
+from nblstm.commands.benchmark.results import Results
 
 Track = TypeVar("Track", bound=Callable[..., float | None])
 
@@ -43,7 +43,7 @@ def measured(case: Case, *peers: str) -> Results:
     """Return what ``bench --quick`` says about one case."""
     threads = threads_for([case])
     with bench([OURS, *peers], threads) as processes:
-        result: CaseResult = processes.measure(case, QUICK, lambda: None)
+        (result,) = processes.measure([case], QUICK)
     problems = [f"{name}: {outcome.problem}" for name, outcome in result.engines.items() if outcome.problem]
     if problems:
         raise EngineError("; ".join(problems))

@@ -115,8 +115,9 @@ def measure(found: list[Point], cores: int, effort: Effort) -> None:
     """Measure the points that can be."""
     for threads in range(1, cores + 1):
         with bench([OURS], threads) as processes:
-            for point in (point for point in found if point.threads == threads):
-                point.medians = processes.measure(point.case, effort, lambda: None).engines[OURS].medians
+            own = [point for point in found if point.threads == threads]
+            for point, result in zip(own, processes.measure([point.case for point in own], effort), strict=True):
+                point.medians = result.engines[OURS].medians
                 print(f"{point.case.shape}, {threads}: {duration(point.seconds)}", file=sys.stderr)
 
 

@@ -256,13 +256,42 @@ class FakeProcess:
 def test_engines_take_turns(tmp_path):
     log: list[str] = []
     engines = [FakeProcess(name, log) for name in ("nblstm", "torch")]
-    ticks: list[None] = []
-    result = Bench(engines, FakeProcess("limits", log), tmp_path).measure(
-        PLAIN, Effort(rounds=2, budget=0.0, pause=0.0), lambda: ticks.append(None)
-    )
-    assert log == ["nblstm", "torch", "limits"] * 2 and len(ticks) == 6
+    (result,) = Bench(engines, FakeProcess("limits", log), tmp_path).measure([PLAIN], Effort(2, 0.0, 0.0))
+    assert log == ["nblstm", "torch", "limits"] * 2
     assert result.engines["nblstm"].medians == [1.0, 4.0] and result.seconds("torch") == 2.0
     assert (result.fma, result.stream) == ([1.0, 1.0], [2.0, 2.0])
+
+
+def test_a_round_goes_through_all_cases(tmp_path, capsys):
+    log: list[str] = []
+    processes = Bench([FakeProcess("nblstm", log)], FakeProcess("limits", log), tmp_path)
+    with bench.progress(2, 8) as watcher:
+        first, second = processes.measure([PLAIN, PACKED], Effort(2, 0.0, 0.0), watcher)
+    assert first.case == PLAIN and first.engines["nblstm"].medians == [1.0, 5.0]
+    assert second.case == PACKED and second.engines["nblstm"].medians == [3.0, 7.0]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("]")[0] for line in lines] == [
+        "[round 1, 1/2",
+        "[round 1, 2/2",
+        "[round 2, 1/2",
+        "[round 2, 2/2",
+    ]
+    assert lines[3].endswith(f"{PACKED.shape}: nblstm 3.00 s")  # the best so far
+
+
+def test_an_engine_prepares_a_case_anew_in_every_round(tmp_path):
+    class Forgetful(FakeProcess):
+        def ask(self, what: str, **arguments: Any) -> dict[str, Any]:
+            self.case = arguments["case"] if what == "prepare" else self.case
+            return {**super().ask(what, **arguments), "seconds": float(self.case["batch"])}
+
+        case: dict[str, Any]
+
+    log: list[str] = []
+    results = Bench([Forgetful("nblstm", log)], FakeProcess("limits", log), tmp_path).measure(
+        [PLAIN, PACKED], Effort(2, 0.0, 0.0)
+    )
+    assert [result.engines["nblstm"].medians for result in results] == [[case.batch] * 2 for case in (PLAIN, PACKED)]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +306,7 @@ def test_engines_take_turns(tmp_path):
 def test_an_engine_that_is_wrong_or_fails_has_no_time(arguments, problem, tmp_path):
     log: list[str] = []
     engines = [FakeProcess("nblstm", log), FakeProcess("torch", log, **arguments)]
-    result = Bench(engines, FakeProcess("limits", log), tmp_path).measure(PLAIN, Effort(2, 0.0, 0.0), lambda: None)
+    (result,) = Bench(engines, FakeProcess("limits", log), tmp_path).measure([PLAIN], Effort(2, 0.0, 0.0))
     assert result.engines["torch"].problem == problem and result.seconds("torch") is None
     assert len(result.engines["nblstm"].medians) == 2
 
@@ -351,7 +380,7 @@ def test_end_to_end(tmp_path):
     done = run_bench("--engines", "nblstm", "--threads", "1", "--shapes", "5,2,3,8; 4,1,3,8,2,bi", "--json", str(path))
     assert done.returncode == 0, done.stderr
     assert "T5 B2 I3 H8" in done.stdout and "1 thread for every engine" in done.stdout
-    assert done.stderr.splitlines()[-1].startswith("[2/2] T4 B1 I3 H8 L2 bi: nblstm ")
+    assert done.stderr.splitlines()[-1].startswith("[round 1, 2/2] T4 B1 I3 H8 L2 bi: nblstm ")
     content = json.loads(path.read_text())
     assert content["machine"]["threads"] == 1 and content["versions"]["numba"]
     assert [len(case["engines"]["nblstm"]["medians"]) for case in content["cases"]] == [1, 1]

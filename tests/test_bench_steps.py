@@ -100,7 +100,7 @@ class FakeProcess:
 def test_the_times_of_single_calls_are_kept(tmp_path: Path) -> None:
     engines: list[Any] = [FakeProcess("nblstm", True), FakeProcess("torch", False)]
     limits: Any = FakeProcess("limits", False)
-    result = Bench(engines, limits, tmp_path).measure(CELL, Effort(2, 0.0, 0.0), lambda: None)
+    (result,) = Bench(engines, limits, tmp_path).measure([CELL], Effort(2, 0.0, 0.0))
     assert result.engines["nblstm"].singles == [[1e-6, 2e-6]] * 2 and result.tail == pytest.approx(2)
     assert result.engines["torch"].singles == []
 

@@ -1,9 +1,9 @@
 """``python -m nblstm bench``: time nblstm beside every peer that is installed, and against this machine's limits.
 
 The tool for every speed figure of this project. Each engine runs in a process of its own and is asked in turn, round
-after round, so that a moment in which the machine is busy meets all of them; engines, their settings and the limits are
-described in nblstm.commands.benchmark, in engines.py and limits.py. The extra ``bench`` brings the peers but torch, the
-extra ``torch`` that one.
+after round through all cases, so that a time in which the machine is busy meets all of them; engines, their settings
+and the limits are described in nblstm.commands.benchmark, in engines.py and limits.py. The extra ``bench`` brings the
+peers but torch, the extra ``torch`` that one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numba
 from nblstm.commands.benchmark import machine, plot, report
 from nblstm.commands.benchmark.cases import FORM, SETS, TRAINING, Case, parse_shapes
 from nblstm.commands.benchmark.engines import ENGINES, OURS, parse_engines
-from nblstm.commands.benchmark.measure import QUICK, THOROUGH, Effort, bench, threads_for
+from nblstm.commands.benchmark.measure import QUICK, THOROUGH, Effort, Watcher, bench, threads_for
 from nblstm.commands.benchmark.process import EngineError
 from nblstm.commands.benchmark.results import CaseResult, Results
 from nblstm.commands.timing import is_installed
@@ -146,39 +146,31 @@ def measure(cases: Sequence[Case], engines: Sequence[str], threads: int, effort:
     """Return what the named engines do with the cases; progress goes to standard error."""
     facts = machine.describe(threads)
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(" ", "minutes")
-    with bench(engines, threads) as processes, progress(len(cases), (len(engines) + 1) * effort.rounds) as show:
+    turns = len(cases) * effort.rounds * (len(engines) + 1)
+    with bench(engines, threads) as processes, progress(len(cases), turns) as watcher:
         versions = {name: importlib.metadata.version(name) for name in ("numba", "numpy")} | processes.versions()
         facts["threads of nblstm"] = processes.threads()
         ladder = processes.ladder(machine.footprints(facts["caches"], threads), effort)
-        measured = []
-        for case in cases:
-            show.begins(case)
-            measured.append(processes.measure(case, effort, show.turn))
-            show.ends(measured[-1])
+        measured = processes.measure(cases, effort, watcher)
     return Results(started, command, facts, versions, effort.rounds, ladder, measured)
 
 
-class Progress:
-    """A line for each case on standard error."""
+class Lines(Watcher):
+    """A line on standard error for each case of a round, with the best times so far."""
 
     def __init__(self, cases: int) -> None:
-        self._cases = cases
-        self._done = 0
-
-    def begins(self, case: Case) -> None:
-        """Take note of the next case."""
-
-    def turn(self) -> None:
-        """Take note of a turn of one engine."""
+        self._cases, self._done = cases, 0
 
     def ends(self, result: CaseResult) -> None:
-        """Take note of a case that is done."""
+        """Print it."""
+        number, place = divmod(self._done, self._cases)
         self._done += 1
         times = ", ".join(f"{name} {report.duration(result.call_seconds(name))}" for name in result.engines)
-        print(f"[{self._done}/{self._cases}] {result.case.shape}: {times}", file=sys.stderr, flush=True)
+        where = f"round {number + 1}, {place + 1}/{self._cases}"
+        print(f"[{where}] {result.case.shape}: {times}", file=sys.stderr, flush=True)
 
 
-class Bar(Progress):
+class Bar(Watcher):
     """A bar of tqdm's that grows with every turn."""
 
     def __init__(self, bar: Any) -> None:
@@ -192,17 +184,14 @@ class Bar(Progress):
         """Grow."""
         self._bar.update()
 
-    def ends(self, result: CaseResult) -> None:
-        """The next case will show that."""
-
 
 @contextmanager
-def progress(cases: int, turns: int) -> Iterator[Progress]:
-    """Show how far it has come: `cases` cases of `turns` turns each."""
+def progress(cases: int, turns: int) -> Iterator[Watcher]:
+    """Show how far a run of so many cases and turns has come."""
     if not (sys.stderr.isatty() and is_installed("tqdm")):
-        yield Progress(cases)
+        yield Lines(cases)
         return
     from tqdm import tqdm
 
-    with tqdm(total=cases * turns, unit="turn", leave=False) as bar:
+    with tqdm(total=turns, unit="turn", leave=False) as bar:
         yield Bar(bar)

@@ -1,9 +1,13 @@
-"""The measuring: every engine in turn, round after round, and the machine's own limits in the same rounds."""
+"""The measuring: every engine in turn, round after round, and the machine's own limits in the same rounds.
+
+A round goes through all cases: neighbours disturb a shared machine for minutes at a time, and such a minute costs every
+case a round at most, where it would take all rounds of some.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +42,19 @@ def threads_for(cases: Sequence[Case]) -> int:
     return 1 if all(case.in_steps for case in cases) else get_num_threads()
 
 
+class Watcher:
+    """What is told how far a run has come; this one says nothing."""
+
+    def begins(self, case: Case) -> None:
+        """Take note of the next case of a round."""
+
+    def turn(self) -> None:
+        """Take note of a turn of an engine or the limits, of (engines + 1) * cases * rounds."""
+
+    def ends(self, result: CaseResult) -> None:
+        """Take note of a case that is done in this round."""
+
+
 class Bench:
     """The processes of some engines, nblstm first, and of the limits; all of them asleep but the one that is asked."""
 
@@ -62,44 +79,60 @@ class Bench:
         ]
         return [max(rungs, key=lambda rung: float(rung["rate"])) for rungs in zip(*rounds, strict=True)]
 
-    def measure(self, case: Case, effort: Effort, tick: Callable[[], None]) -> CaseResult:
-        """Return what all engines do with a case; calls `tick` after each turn, (engines + 1) * rounds times."""
-        self._expected.unlink(missing_ok=True)
-        result = CaseResult(case, {engine.name: self._prepare(engine, case) for engine in self.engines})
-        self.limits.ask("prepare", case=question_of(case))
-        for _ in range(effort.rounds):
-            for engine in self.engines:
-                outcome = result.engines[engine.name]
-                if outcome.problem is None:
-                    time.sleep(effort.pause)
-                    try:
-                        figures = engine.ask("measure", budget=effort.budget)
-                        outcome.medians.append(figures["seconds"])
-                        outcome.singles += [figures["single"]] if "single" in figures else []
-                    except EngineError as error:
-                        outcome.problem = str(error)
-                tick()
-            time.sleep(effort.pause)
-            figures = self.limits.ask("measure", budget=effort.budget)
-            result.fma.append(figures["fma"])
-            result.stream.append(figures["stream"])
-            tick()
-        return result
+    def measure(self, cases: Sequence[Case], effort: Effort, watcher: Watcher | None = None) -> list[CaseResult]:
+        """Return what all engines do with the cases; the watcher sees every turn."""
+        watcher = watcher or Watcher()
+        results = [CaseResult(case, {engine.name: Outcome() for engine in self.engines}) for case in cases]
+        for number in range(effort.rounds):
+            for result in results:
+                watcher.begins(result.case)
+                self._prepare(result, compare=number == 0)
+                self._take_turns(result, effort, watcher)
+                watcher.ends(result)
+        return results
 
-    def _prepare(self, engine: EngineProcess, case: Case) -> Outcome:
-        """Let an engine prepare a case and compare its results with nblstm's, which is prepared first."""
-        try:
-            engine.ask("prepare", case=question_of(case))
-            if engine.name == OURS:
-                engine.ask("save", path=str(self._expected))
-                return Outcome()
-            compared = engine.ask("compare", path=str(self._expected))
-        except EngineError as error:
-            return Outcome(problem=str(error))
-        difference = float(compared["difference"])
-        if not difference <= TOLERANCE[case.dtype]:
-            return Outcome(difference=difference, problem=f"wrong: {difference:.0e} from nblstm's {compared['result']}")
-        return Outcome(difference=difference)
+    def _prepare(self, result: CaseResult, *, compare: bool) -> None:
+        """Let the engines prepare a case; compare their results, if asked to, with those of nblstm, the first of them."""
+        if compare:
+            self._expected.unlink(missing_ok=True)
+        for engine in self.engines:
+            outcome = result.engines[engine.name]
+            if outcome.problem is None:
+                try:
+                    engine.ask("prepare", case=question_of(result.case))
+                    if compare:
+                        self._compare(engine, result.case, outcome)
+                except EngineError as error:
+                    outcome.problem = str(error)
+        self.limits.ask("prepare", case=question_of(result.case))
+
+    def _compare(self, engine: EngineProcess, case: Case, outcome: Outcome) -> None:
+        if engine.name == OURS:
+            engine.ask("save", path=str(self._expected))
+            return
+        compared = engine.ask("compare", path=str(self._expected))
+        outcome.difference = float(compared["difference"])
+        if not outcome.difference <= TOLERANCE[case.dtype]:
+            raise EngineError(f"wrong: {outcome.difference:.0e} from nblstm's {compared['result']}")
+
+    def _take_turns(self, result: CaseResult, effort: Effort, watcher: Watcher) -> None:
+        """Let every engine have a turn at a case, and then the limits."""
+        for engine in self.engines:
+            outcome = result.engines[engine.name]
+            if outcome.problem is None:
+                time.sleep(effort.pause)
+                try:
+                    figures = engine.ask("measure", budget=effort.budget)
+                    outcome.medians.append(figures["seconds"])
+                    outcome.singles += [figures["single"]] if "single" in figures else []
+                except EngineError as error:
+                    outcome.problem = str(error)
+            watcher.turn()
+        time.sleep(effort.pause)
+        figures = self.limits.ask("measure", budget=effort.budget)
+        result.fma.append(figures["fma"])
+        result.stream.append(figures["stream"])
+        watcher.turn()
 
 
 @contextmanager
