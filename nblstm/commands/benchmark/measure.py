@@ -92,7 +92,7 @@ class Bench:
         return results
 
     def _prepare(self, result: CaseResult, *, compare: bool) -> None:
-        """Let the engines prepare a case; compare their results, if asked to, with those of nblstm, the first of them."""
+        """Let the engines prepare a case and, if asked to, compare their results with those of nblstm, the first."""
         if compare:
             self._expected.unlink(missing_ok=True)
         for engine in self.engines:
