@@ -8,7 +8,7 @@ import pytest
 
 from nblstm.engine.packing import pack_panels
 from nblstm.kernels import policy
-from nblstm.kernels.compilers import KernelCompiler
+from nblstm.kernels.compilers import WorkerCompiler
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width, product_float32, product_float64
 from nblstm.kernels.tile import PANEL_VECTORS, ROWS, multiply_tile
 
@@ -90,7 +90,7 @@ def test_every_term_is_fused():
 @pytest.mark.parametrize("dtype", [numba.float32, numba.float64])
 def test_no_loop_of_a_tile_keeps_a_sum_in_memory(dtype):
     # LLVM spills where the order of loads leaves it no way through the registers: a seventh of the speed of 4 rows.
-    @numba.njit((dtype, *[numba.int64] * 6), error_model="numpy", pipeline_class=KernelCompiler)
+    @numba.njit((dtype, *[numba.int64] * 6), error_model="numpy", pipeline_class=WorkerCompiler)
     def tiles(like, rows, panels, terms, a, b, d):
         multiply_tile(like, rows, panels, terms, 128, a, terms, b, 1000, 0, d, 1000, 100, d, 1000, 100)
 

@@ -1,9 +1,10 @@
-"""Numba's compiler for kernels: without what finds nothing to do in them, or does it twice.
+"""Numba's compiler for workers and what they call: without what finds nothing to do in them, or does it twice.
 
-A kernel's code is optimised once, as a whole, with all that it calls, and at LLVM's first level: kernels say themselves
+A worker's code is optimised once, as a whole, with all that it calls, and at LLVM's first level: workers say themselves
 what is a vector and how far a loop is unrolled, and the levels above only made copies of loops, for a sixth of a first
-call. A function that only other compiled code calls is kept as LLVM's text, without machine code of its own: Numba
-makes some of every function on the way up, which nobody runs. Bits and speed are the same (docs/performance.md).
+call. (Dropout is no worker: its loop is LLVM's to make vectors of, and takes twice as long without.) A function that
+only other compiled code calls is kept as LLVM's text, without machine code of its own: Numba makes some of every
+function on the way up, which nobody runs. Bits and speed are the same (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from numba.core.compiler_machinery import PassManager
 from numba.core.typed_passes import NopythonRewrites
 from numba.core.untyped_passes import InlineClosureLikes
 
-# Passes over array expressions and over closures, of which no kernel has any: 8 % of the first call.
+# Passes over array expressions and over closures, of which no worker has any: 8 % of the first call.
 _NOT_NEEDED = NopythonRewrites, InlineClosureLikes
 
 
-class _KernelLibrary(JITCodeLibrary):  # type: ignore[misc]
-    """The code of a kernel."""
+class _WorkerLibrary(JITCodeLibrary):  # type: ignore[misc]
+    """The code of a worker."""
 
     def _optimize_functions(self, module: Any) -> None:
         """Leave that to the end: only say what LLVM has to know of the machine."""
@@ -33,10 +34,10 @@ class _KernelLibrary(JITCodeLibrary):  # type: ignore[misc]
         passes.run(self._final_module, builder)
 
 
-class KernelCompiler(Compiler):  # type: ignore[misc]
-    """Numba's compiler for what is called from Python, or by its address."""
+class WorkerCompiler(Compiler):  # type: ignore[misc]
+    """Numba's compiler for workers."""
 
-    _library_class: type[JITCodeLibrary] = _KernelLibrary
+    _library_class: type[JITCodeLibrary] = _WorkerLibrary
 
     def define_pipelines(self) -> list[PassManager]:
         """Return Numba's passes but for those."""
@@ -54,7 +55,7 @@ class KernelCompiler(Compiler):  # type: ignore[misc]
         return super().compile_extra(func)
 
 
-class _LinkedLibrary(_KernelLibrary):
+class _LinkedLibrary(_WorkerLibrary):
     """The code of a function, for others to link."""
 
     def _optimize_final_module(self) -> None:
@@ -77,7 +78,7 @@ class _LinkedLibrary(_KernelLibrary):
         """Leave it: Numba would write to a variable of the machine code."""
 
 
-class LinkedCompiler(KernelCompiler):
-    """The same for what only other compiled code calls."""
+class LinkedCompiler(WorkerCompiler):
+    """The same for functions that only other compiled code calls."""
 
     _library_class = _LinkedLibrary

@@ -37,7 +37,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from nblstm import errors
-from nblstm.kernels.compilers import KernelCompiler, LinkedCompiler
+from nblstm.kernels.compilers import LinkedCompiler, WorkerCompiler
 from nblstm.kernels.disk_cache import KernelCache, cache_of
 
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False, "fastmath": False}
@@ -72,17 +72,10 @@ def lanes(itemsize: int) -> int:
     return VECTOR_BYTES // itemsize
 
 
-def _compiled(python_function: Callable[..., Any], compiler: Any = KernelCompiler, **options: bool) -> Any:
-    return numba.njit(nogil=True, pipeline_class=compiler, **options, **_OPTIONS)(python_function)
-
-
 def _linked(python_function: Callable[..., Any], inline: bool) -> Any:
-    options = {
-        "no_cpython_wrapper": True,
-        "no_cfunc_wrapper": True,
-        "forceinline": inline,
-    }  # said, or what calls it says
-    return _compiled(python_function, LinkedCompiler, **options)
+    # Inlining is said either way, or what calls it would say.
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": inline}
+    return numba.njit(nogil=True, pipeline_class=LinkedCompiler, **options, **_OPTIONS)(python_function)
 
 
 def function(python_function: Callable[..., Any]) -> Any:
@@ -171,14 +164,14 @@ def entry(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
 
 def open_entry(python_function: Callable[..., Any]) -> Any:
     """Compile for calls from Python and from a user's compiled code, for the types that come; cached on disk."""
-    dispatcher = _compiled(python_function)
+    dispatcher = numba.njit(nogil=True, **_OPTIONS)(python_function)
     with contextlib.suppress(RuntimeError):  # no folder to write to: that is for the kernels to say
         dispatcher._cache = KernelCache(python_function)
     return dispatcher
 
 
 def _entry(signature: tuple[Any, ...], python_function: Callable[..., Any]) -> Any:
-    dispatcher = _compiled(python_function)
+    dispatcher = numba.njit(nogil=True, **_OPTIONS)(python_function)
     _DispatcherKernel(dispatcher, lambda number: [signature], ())
     return dispatcher
 
@@ -227,7 +220,7 @@ class TypedEntry(_DispatcherKernel):
     """
 
     def __init__(self, signatures: Callable[[Any], Signatures], python_function: Callable[..., Any]) -> None:
-        super().__init__(_compiled(python_function), signatures, DTYPES)
+        super().__init__(numba.njit(nogil=True, **_OPTIONS)(python_function), signatures, DTYPES)
         self._ready: set[str] = set()
 
     def of(self, dtype: Any) -> Any:
@@ -285,7 +278,7 @@ class Worker(Kernel):
         for callee in self._callees:
             callee.link()
         signature = ((types.int64,) * self._python_function.__code__.co_argcount, types.void)
-        callback = CFunc(self._python_function, signature, {}, dict(_OPTIONS), KernelCompiler)
+        callback = CFunc(self._python_function, signature, {}, dict(_OPTIONS), WorkerCompiler)
         if self.cache is not None:
             callback._cache = self.cache
         with _without_collector():
