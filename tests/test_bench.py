@@ -300,6 +300,24 @@ def test_an_engine_that_is_wrong_or_fails_has_no_time(arguments, problem, tmp_pa
     assert len(result.engines["nblstm"].medians) == 2
 
 
+@pytest.mark.parametrize("what", ["prepare", "measure"])
+def test_an_engine_that_fails_in_a_later_round_has_no_time_either(what, tmp_path):
+    class Tired(FakeProcess):
+        turns, forgot = 0, 0
+
+        def ask(self, question: str, **arguments: Any) -> dict[str, Any]:
+            self.turns, self.forgot = self.turns + (question == what), self.forgot + (question == "forget")
+            if question == what and self.turns == 2:
+                raise EngineError("tired")
+            return super().ask(question, **arguments)
+
+    log: list[str] = []
+    engines = [FakeProcess("nblstm", log), Tired("torch", log)]
+    (result,) = Bench(engines, FakeProcess("limits", log), tmp_path).measure([PLAIN], Effort(3, 0.0, 0.0))
+    assert result.engines["torch"] == Outcome(difference=0.0, problem="tired") and engines[1].forgot == 1
+    assert len(result.engines["nblstm"].medians) == 3
+
+
 def test_median_seconds_wakes_up_and_repeats():
     calls: list[None] = []
     assert 0 <= median_seconds(lambda: calls.append(None), budget=0.0) < 1

@@ -238,3 +238,27 @@ def test_no_cache_means_one_warning(filled, tmp_path, prelude):
     numbers, error = call(tmp_path / "empty", prelude=prelude)
     assert numbers == [0, 0, 0, filled[1]]
     assert error.count("RuntimeWarning: nblstm compiles its kernels anew") == 1
+
+
+# A kernel of either dtype; prints a sum.
+OF_A_DTYPE = """
+import sys
+import numpy as np
+from nblstm.kernels.embedding import add_rows
+dtype = np.dtype(sys.argv[1])
+table, rows, indices = np.zeros(2, dtype), np.ones(2, dtype), np.zeros(1, np.int64)
+add_rows.of(dtype)(1, 2, indices.ctypes.data, rows.ctypes.data, table)
+print(table.sum())
+"""
+
+
+def test_the_code_of_another_dtype_is_not_taken(tmp_path):
+    # Two processes that fill an empty cache at once may leave this: the index of one, and the code of the other.
+    def add(dtype):
+        env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+        return subprocess.run([sys.executable, "-c", OF_A_DTYPE, dtype], capture_output=True, text=True, env=env)
+
+    assert [add(dtype).stdout for dtype in ("float32", "float64")] == ["2.0\n"] * 2
+    one, other = sorted(tmp_path.rglob("embedding.add_rows*.nbc"))
+    shutil.copy(other, one)
+    assert [add(dtype).stdout for dtype in ("float32", "float64", "float32")] == ["2.0\n"] * 3

@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     print(report.text(results))
     if args.plot is not None:
         plot.save_png(args.plot, results)
-    return 1 if any(case.seconds(OURS) is None for case in results.cases) else 0
+    return 1 if any(case.engines[OURS].problem for case in results.cases) else 0
 
 
 def _cases(args: argparse.Namespace) -> list[Case]:

@@ -30,8 +30,11 @@ class _WorkerLibrary(JITCodeLibrary):  # type: ignore[misc]
         module.data_layout = self._codegen._data_layout
 
     def _optimize_final_module(self) -> None:
-        passes, builder = self._codegen._module_pass_manager(opt=1, loop_vectorize=False, slp_vectorize=False)
-        passes.run(self._final_module, builder)
+        passes = self._codegen._module_pass_manager(opt=1, loop_vectorize=False, slp_vectorize=False)
+        if isinstance(passes, tuple):  # and what builds them, from Numba 0.62 on
+            passes[0].run(self._final_module, passes[1])
+        else:
+            passes.run(self._final_module)
 
 
 class WorkerCompiler(Compiler):  # type: ignore[misc]

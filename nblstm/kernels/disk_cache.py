@@ -12,6 +12,7 @@ from typing import Any
 
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.serialize import dumps
+from numba.core.sigutils import normalize_signature
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # What ends up in compiled code, and what lays out the numbers that it reads from a user's pickle.
@@ -64,6 +65,11 @@ def _complete(folder: str) -> Path:
     return Path(folder) / f"nblstm-{DIGEST[:16]}.complete"
 
 
+def _digest(target_context: Any, content: bytes) -> bytes:
+    """Return a digest of compiled code and the CPU that it is for."""
+    return hashlib.sha256(repr(target_context.codegen().magic_tuple()).encode() + content).digest()
+
+
 class _KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
     """With a digest of what is kept: of spoilt code, LLVM ends the process, or runs it."""
 
@@ -71,12 +77,12 @@ class _KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
 
     def reduce(self, result: Any) -> tuple[bytes, bytes]:
         content = dumps(super().reduce(result))
-        return hashlib.sha256(content).digest(), content
+        return _digest(result.target_context, content), content
 
     def rebuild(self, target_context: Any, payload: tuple[bytes, bytes]) -> Any:
         digest, content = payload
-        if hashlib.sha256(content).digest() != digest:
-            raise ValueError("the file is damaged")
+        if _digest(target_context, content) != digest:
+            raise ValueError("the file is damaged, or of another CPU")
         return super().rebuild(target_context, pickle.loads(content))
 
 
@@ -107,7 +113,12 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled form for a signature, or None."""
         try:
-            return super().load_overload(sig, target_context)
+            result = super().load_overload(sig, target_context)
+            # Two processes that fill an empty cache may give a file to one signature in the index, and the code of
+            # another to that file.
+            if result is None or result.signature.args == normalize_signature(sig)[0]:
+                return result
+            self._discard()
         except OSError as error:
             _warn_uncached(error)
         except Exception:

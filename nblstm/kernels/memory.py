@@ -2,7 +2,7 @@
 
 Numba's arrays carry sizes, strides and an owner, which a kernel has no use for: what it works on, its job describes.
 Instead of seven numbers, with a count of references, `Numbers` is one: the first call of a program compiles a tenth
-sooner, and an index may be negative. What is said here of Numbers holds for contiguous 1-D arrays of a user's too.
+sooner, and ``numbers[-1]`` is what lies before. The functions here take contiguous 1-D arrays of a user's too.
 """
 
 from __future__ import annotations

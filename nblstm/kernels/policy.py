@@ -1,4 +1,4 @@
-"""How the package uses Numba: the one file that names its options and the host's vector width.
+"""How the package uses Numba: its options, and the host's vector width (LLVM's options: nblstm.kernels.compilers).
 
 Seven decorators say what a compiled function is for:
 

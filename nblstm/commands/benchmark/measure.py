@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -97,13 +97,16 @@ class Bench:
             self._expected.unlink(missing_ok=True)
         for engine in self.engines:
             outcome = result.engines[engine.name]
-            if outcome.problem is None:
+            if outcome.problem is not None:
+                with suppress(EngineError):
+                    engine.ask("forget")
+            else:
                 try:
                     engine.ask("prepare", case=question_of(result.case))
                     if compare:
                         self._compare(engine, result.case, outcome)
                 except EngineError as error:
-                    outcome.problem = str(error)
+                    outcome.fail(str(error))
         self.limits.ask("prepare", case=question_of(result.case))
 
     def _compare(self, engine: EngineProcess, case: Case, outcome: Outcome) -> None:
@@ -126,7 +129,7 @@ class Bench:
                     outcome.medians.append(figures["seconds"])
                     outcome.singles += [figures["single"]] if "single" in figures else []
                 except EngineError as error:
-                    outcome.problem = str(error)
+                    outcome.fail(str(error))
             watcher.turn()
         time.sleep(effort.pause)
         figures = self.limits.ask("measure", budget=effort.budget)

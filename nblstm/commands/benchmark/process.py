@@ -97,9 +97,14 @@ class _EngineEnd:
     def hello(self) -> dict[str, Any]:
         return {"version": self._engine.version()}
 
-    def prepare(self, case: dict[str, Any]) -> dict[str, Any]:
-        self._prepared = None  # the case before may need the memory
+    def forget(self) -> dict[str, Any]:
+        """Let go of the case before: the next one, of this engine or another, may need the memory."""
+        self._prepared = None
         gc.collect()
+        return {}
+
+    def prepare(self, case: dict[str, Any]) -> dict[str, Any]:
+        self.forget()
         self._prepared = self._engine.prepare(Case(**case))
         for _ in range(_WARM_UP_CALLS):
             self._prepared.call()

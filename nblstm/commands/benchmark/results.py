@@ -29,6 +29,12 @@ class Outcome:
     problem: str | None = None  # why there are no medians
     singles: list[list[float]] = field(default_factory=list)  # median and 99th percentile of single steps, one a round
 
+    def fail(self, problem: str) -> None:
+        """Take note of a problem; there are no times then, also not of the rounds before."""
+        self.problem = problem
+        self.medians.clear()
+        self.singles.clear()
+
     @property
     def seconds(self) -> float | None:
         """The best of the medians."""
