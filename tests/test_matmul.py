@@ -90,9 +90,9 @@ def test_every_term_is_fused():
 @pytest.mark.parametrize("dtype", [numba.float32, numba.float64])
 def test_no_loop_of_a_tile_keeps_a_sum_in_memory(dtype):
     # LLVM spills where the order of loads leaves it no way through the registers: a seventh of the speed of 4 rows.
-    @numba.njit((dtype, *[numba.int64] * 6), error_model="numpy", pipeline_class=WorkerCompiler)
-    def tiles(like, rows, panels, terms, a, b, d):
-        multiply_tile(like, rows, panels, terms, 128, a, terms, b, 1000, 0, d, 1000, 100, d, 1000, 100)
+    @numba.njit((dtype, *[numba.int64] * 7), error_model="numpy", pipeline_class=WorkerCompiler)
+    def tiles(like, rows, panels, terms, a, b, requests, d):
+        multiply_tile(like, rows, panels, terms, 128, a, terms, b, 1000, requests, b, 64, d, 1000, 100, d, 1000, 100)
 
     (assembly,) = tiles.inspect_asm().values()
     blocks = re.split(r"^(?=\.LBB)", assembly, flags=re.MULTILINE)

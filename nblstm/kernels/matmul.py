@@ -19,14 +19,23 @@ from nblstm.kernels.atomics import caller_of
 from nblstm.kernels.memory import address_at, numbers_at
 from nblstm.kernels.policy import LINE, VECTOR_BYTES, function, worker
 from nblstm.kernels.simd import lanes_of
-from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, TILES_TO_SHARE, multiply_tile, prefetch_step
+from nblstm.kernels.tile import (
+    BYTES_AHEAD,
+    PANEL_VECTORS,
+    PANELS_AT_ONCE,
+    REQUESTS_ALONE,
+    REQUESTS_SHARED,
+    ROWS,
+    TILES_TO_SHARE,
+    multiply_tile,
+)
 
 # Terms of a chain at most. 1 % of a product's time goes into the additions between chains, 3 % with 32; with 128 errors
 # are half as large again, and some layers' reach the limit of tests/test_parity.py (docs/performance.md, "Accuracy").
 _CHAIN = 64
 # Vectors of a whole line come from L2 at nearly the rate that it can give: from so many tiles on, all do two chains of
 # a panel before any does the next two, and the 32 KB of weights that these take stay in L1 (3 to 5 % on a shared core).
-_TILES_TO_STAY = 3 if VECTOR_BYTES == LINE else 1 << 30
+_TILES_TO_STAY = 2 if VECTOR_BYTES == LINE else 1 << 30
 _CHAINS_TO_STAY = 2
 # Numba would compile a second `multiply_add` for a literal False.
 FORWARDS = np.bool_(False)
@@ -112,13 +121,20 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
     chain = (terms + chains - 1) // chains  # of nearly equal length
     groups = (last_panel - first_panel + at_once - 1) // at_once
     width, item = panel_width(like), VECTOR_BYTES // lanes_of(like)
-    part = prefetch_step(width, item)
+    # Alone a tile asks for all lines of its panels, else, of the weights that come next, for an equal part.
+    requests, step = REQUESTS_ALONE, width * item
+    if tiles >= TILES_TO_SHARE:
+        requests, step = REQUESTS_SHARED, max(1, width * item // tiles)
     terms_at_once = max(1, _CHAINS_TO_STAY * chain if tiles >= _TILES_TO_STAY else terms)
     for n in range(groups):
         first = first_panel + (groups - 1 - n if backwards else n) * at_once
         end = min(first + at_once, last_panel)
         for begin in range(0, max(1, terms), terms_at_once):
             stop = min(begin + terms_at_once, terms)
+            # These terms are followed by others of the same panels, or by the next panels.
+            next_begin, hop = stop, _ZERO
+            if stop == terms:
+                next_begin, hop = _ZERO, -at_once if backwards else at_once
             row = 0
             for tile in range(tiles):
                 # Tiles of nearly equal height: 32 rows as 6 6 5 5 5 5, not 6 6 6 6 6 2, whose last has too few chains.
@@ -127,11 +143,11 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
                 while panel < end:
                     while panel + panels > end:
                         panels //= 2
-                    ahead = 0
+                    own_b = b + (panel * terms + begin) * width * item
+                    ahead = own_b + BYTES_AHEAD
                     if tiles >= TILES_TO_SHARE:
-                        next_panel = max(0, panel - at_once if backwards else panel + at_once)
-                        next_terms = (next_panel * terms + begin) * width
-                        ahead = b + (next_terms + min(tile * part, width) * (stop - begin)) * item
+                        next_terms = max(0, panel + hop) * terms + next_begin
+                        ahead = b + next_terms * width * item + tile * step * (stop - begin)
                     own_c = c + (panel * c_panel + row * c_row) * item
                     own_d = d + (panel * d_panel + row * d_row) * item
                     multiply_tile(
@@ -142,9 +158,11 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
                         chain,
                         a + (row * a_row + begin) * item,
                         a_row,
-                        b + (panel * terms + begin) * width * item,
+                        own_b,
                         terms * width,
+                        requests,
                         ahead,
+                        step,
                         own_c if begin == 0 else own_d,
                         c_panel if begin == 0 else d_panel,
                         c_row if begin == 0 else d_row,

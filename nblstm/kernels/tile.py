@@ -33,10 +33,9 @@ the core's second thread, the rate of instructions is the limit, and the tile is
 
 Weights come in the order of memory, but a tall tile asks for them more slowly than the hardware fetches ahead for, and
 it does not fetch beyond a page: from main memory 6 rows ran at 65 % of the peak. So a tile of 4 rows or more asks for
-lines itself. Where other tiles read the same panels, the first few of them ask for a part each of the panels that come
-next: few instructions, and the lines come evenly over time. Where it is the only one, it asks for each of its lines
-three quarters of a page ahead; but on AVX-512, where a vector is a line, for a part of the next panel too
-(`TILES_TO_SHARE`; docs/performance.md).
+lines itself. Where other tiles read the same weights, each asks for an equal part of those that come next: few
+instructions, and the lines come evenly over time. Where it is the only one, it asks for its own, some way ahead
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from nblstm.kernels.memory import I64, llvm_prefetch
-from nblstm.kernels.policy import HAS_FMA, LINE, VECTOR_BYTES, VECTOR_REGISTERS, function
+from nblstm.kernels.policy import HAS_FMA, LINE, VECTOR_BYTES, VECTOR_REGISTERS
 from nblstm.kernels.simd import llvm_element, llvm_fma, llvm_vector, splat
 
 ROWS = 6
@@ -62,19 +61,16 @@ _ACCUMULATORS = 24 if VECTOR_REGISTERS == 32 else 12
 _UNROLL = 4  # a power of two
 # With fewer rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
 _ROWS_TO_PREFETCH = 4
-_PREFETCH_BYTES = 3072  # not a multiple of a page: 4096 was slower, whose lines share a set of L1 with those in use
-# With fewer tiles over a panel each asks for its own lines: parts of the next panel asked for by 1 or 2 of them leave
-# out too many, and cost 6 rows of weights in L3 a third. Where a vector is a line, a tile that asks for each of its own
-# has as many requests as loads: 4 to 12 rows of weights in L2 were a fifth to a third slower, in L3 no faster.
-TILES_TO_SHARE = 1 if VECTOR_BYTES == LINE else 3
-# Of the next panel a tile asks for this part, and for one line in a turn of the loop at least.
-_PARTS_TO_PREFETCH = 4
-
-
-@function
-def prefetch_step(width, item):
-    """Return of how many elements of the panels that come next a tile asks for in each term."""
-    return max(width // _PARTS_TO_PREFETCH, LINE // (item * _UNROLL))
+# With fewer tiles over a panel each asks for its own lines. On AVX2 parts of the next panel that 1 or 2 tiles asked for
+# left out too many, and cost 6 rows of weights in L3 a third.
+TILES_TO_SHARE = 2 if VECTOR_BYTES == LINE else 3
+# Requests in a turn of the loop, of a tile alone and of one that shares its weights with others. Where a vector is a
+# line, one for each line alone would be one for each load, and 4 to 12 rows of weights in L2 were a fifth to a third
+# slower; with one for eight lines the hardware does the rest. (AVX2: not measured.) When the first 4 of 32 tiles asked
+# for all that comes next, they kept the core's line buffers busy: 192 rows of 1536 terms were 7 % slower.
+REQUESTS_ALONE, REQUESTS_SHARED = (2, 2) if VECTOR_BYTES == LINE else (4, 1)
+# How far ahead alone. Not a multiple of a page: such lines share a set of L1 with those in use.
+BYTES_AHEAD = 4608 if VECTOR_BYTES == LINE else 3072
 
 
 def _kept_whole(builder: ir.IRBuilder, pointer: ir.Value) -> ir.Value:
@@ -147,26 +143,35 @@ def _tiles(rows: int, panels: int) -> list[list[_Column]]:
     return tiles
 
 
+class _Requests(NamedTuple):
+    """What a tile asks for: the lines at ``start + k * step``, in some of the terms k."""
+
+    starts: list[ir.Value]
+    step: ir.Value  # in bytes
+    per_turn: int  # of the loop, for each start; a divisor of `_UNROLL`
+
+    def emit(self, builder: ir.IRBuilder, k: ir.Value) -> None:
+        """Emit the requests of the turn that begins with term k."""
+        for start, n in product(self.starts, range(self.per_turn)):
+            term = builder.add(k, ir.Constant(I64, n * _UNROLL // self.per_turn))
+            llvm_prefetch(builder, builder.gep(start, [builder.mul(term, self.step)]), 2)
+
+
 class _Operands(NamedTuple):
     """Where the operands of a tile begin, as LLVM values."""
 
     rows: list[ir.Value]
     weights: list[ir.Value]  # by column
-    to_fetch: list[ir.Value]  # what the tile asks for: its own panels, or parts of those that come next
-    alone: bool  # its own
+    requests: _Requests
 
     def add_terms(
         self, builder: ir.IRBuilder, dtype: types.Float, k: ir.Value, count: int, sums: list[list[ir.Value]]
     ) -> list[list[ir.Value]]:
         """Emit `count` terms from number k on; return the sums."""
-        item, width = dtype.bitwidth // 8, PANEL_VECTORS * llvm_vector(dtype).count
+        width = PANEL_VECTORS * llvm_vector(dtype).count
         first = builder.mul(k, ir.Constant(I64, width))
-        if self.alone or count == _UNROLL:
-            step = width if self.alone else prefetch_step.py_func(width, item)
-            begin, distance = builder.mul(k, ir.Constant(I64, step)), _PREFETCH_BYTES if self.alone else 0
-            for start, line in product(self.to_fetch, range(0, count * step * item, LINE)):
-                place = builder.gep(start, [begin])
-                llvm_prefetch(builder, _vector_pointer(builder, dtype, place, (distance + line) // item), 2)
+        if count == _UNROLL:
+            self.requests.emit(builder, k)
         for term in range(count):
             numbers = [builder.gep(builder.gep(row, [k]), [ir.Constant(I64, term)]) for row in self.rows]
             offset = ir.Constant(I64, term * width)
@@ -211,22 +216,23 @@ def _emit_chain(
 
 
 def _tile_function(
-    module: ir.Module, dtype: types.Float, rows: int, columns: list[_Column], alone: bool
+    module: ir.Module, dtype: types.Float, rows: int, columns: list[_Column], requests: int
 ) -> ir.Function:
-    """Return the LLVM function for a tile, emitting it into `module` at the first request.
+    """Return the LLVM function for a tile, emitting it into `module` when it is first wanted.
 
-    void (terms, chain, a, a_row, b, b_panel, ahead, c, c_panel, c_row, d, d_panel, d_row); strides in elements.
+    void (terms, chain, a, a_row, b, b_panel, ahead, step, c, c_panel, c_row, d, d_panel, d_row); strides in elements,
+    the step in bytes.
     """
     element, vector = llvm_element(dtype), llvm_vector(dtype)
     places = "_".join(str(panel * PANEL_VECTORS + place) for panel, place in columns)
-    name = f"nblstm_tile_{dtype}_{vector.count}_{rows}x{places}{'_alone' if alone else ''}"
+    name = f"nblstm_tile_{dtype}_{vector.count}_{rows}x{places}_{requests}"
     if name in module.globals:
         return module.globals[name]
-    pointer = element.as_pointer()
-    arguments = [I64, I64, pointer, I64, pointer, I64, pointer, pointer, I64, I64, pointer, I64, I64]
+    pointer, i8 = element.as_pointer(), ir.IntType(8)
+    arguments = [I64, I64, pointer, I64, pointer, I64, i8.as_pointer(), I64, pointer, I64, I64, pointer, I64, I64]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     function.linkage = "linkonce_odr"
-    terms, chain, a, a_row, b, b_panel, ahead, c, c_panel, c_row, d, d_panel, d_row = function.args
+    terms, chain, a, a_row, b, b_panel, ahead, step, c, c_panel, c_row, d, d_panel, d_row = function.args
     entry, begin, done = (function.append_basic_block(label) for label in ("entry", "begin", "done"))
     builder = ir.IRBuilder(entry)
 
@@ -238,9 +244,9 @@ def _tile_function(
         builder.gep(builder.gep(b, [scaled(b_panel, panel)]), [ir.Constant(I64, place * vector.count)])
         for panel, place in columns
     ]
-    begun = [panel for panel, place in columns if place == 0 and rows >= _ROWS_TO_PREFETCH]
-    to_fetch = [builder.gep(b if alone else ahead, [scaled(b_panel, panel)]) for panel in begun]
-    operands = _Operands(row_starts, weights, to_fetch, alone)
+    begun = [panel for panel, place in columns if place == 0 and requests]
+    starts = [builder.gep(ahead, [scaled(b_panel, panel * dtype.bitwidth // 8)]) for panel in begun]
+    operands = _Operands(row_starts, weights, _Requests(starts, step, requests))
     builder.branch(begin)
 
     builder.position_at_end(begin)
@@ -284,7 +290,9 @@ def multiply_tile(
     a_row: Any,
     b: Any,
     b_panel: Any,
+    requests: Any,
     ahead: Any,
+    step: Any,
     c: Any,
     c_panel: Any,
     c_row: Any,
@@ -299,31 +307,32 @@ def multiply_tile(
 
     a  in   row r's terms at ``a + r * a_row + k``
     b  in   panel p's vectors of term k at ``b + p * b_panel + k * PANEL_VECTORS * lanes``
-    ahead   where those weights begin that this tile asks for; 0: its own, as no other tile reads them
+    ahead   what it asks for, `requests` (REQUESTS_ALONE or REQUESTS_SHARED) in a turn: ``ahead + k * step``, in bytes
     c  in   row r of panel p at ``c + p * c_panel + r * c_row``; may be d itself, but not overlap it otherwise
     d  out  row r of panel p at ``d + p * d_panel + r * d_row``; must not overlap a or b
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        _, rows, panels, terms, chain, a, a_row, b, b_panel, ahead, c, c_panel, c_row, d, d_panel, d_row = args
-        is_alone = builder.zext(builder.icmp_signed("==", ahead, ir.Constant(I64, 0)), I64)
-        a, b, ahead, c, d = (builder.inttoptr(place, llvm_element(like).as_pointer()) for place in (a, b, ahead, c, d))
-        operands = [terms, chain, a, a_row, b, b_panel, ahead, c, c_panel, c_row, d, d_panel, d_row]
+        _, rows, panels, terms, chain, a, a_row, b, b_panel, requests, ahead, step, *addend_and_sum = args
+        c, c_panel, c_row, d, d_panel, d_row = addend_and_sum
+        a, b, c, d = (builder.inttoptr(place, llvm_element(like).as_pointer()) for place in (a, b, c, d))
+        ahead = builder.inttoptr(ahead, ir.IntType(8).as_pointer())
+        operands = [terms, chain, a, a_row, b, b_panel, ahead, step, c, c_panel, c_row, d, d_panel, d_row]
         finished = builder.append_basic_block("tile.finished")
         size = builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows)
-        choice = builder.switch(builder.add(builder.mul(is_alone, ir.Constant(I64, 128)), size), finished)
-        for count, alone in product(range(1, ROWS + 1), (False, True) if TILES_TO_SHARE > 1 else (False,)):
+        choice = builder.switch(builder.add(builder.mul(requests, ir.Constant(I64, 128)), size), finished)
+        for count, asked in product(range(1, ROWS + 1), sorted({REQUESTS_ALONE, REQUESTS_SHARED})):
             width = PANELS_AT_ONCE[count]
             while width:
                 block = builder.append_basic_block(f"tile.{count}x{width}")
-                choice.add_case(ir.Constant(I64, 128 * alone + 16 * width + count), block)
+                choice.add_case(ir.Constant(I64, 128 * asked + 16 * width + count), block)
                 with builder.goto_block(block):
                     for columns in _tiles(count, width):
-                        asks = alone and count >= _ROWS_TO_PREFETCH
+                        asks = asked if count >= _ROWS_TO_PREFETCH else 0
                         builder.call(_tile_function(builder.module, like, count, columns, asks), operands)
                     builder.branch(finished)
                 width //= 2
         builder.position_at_end(finished)
         return context.get_dummy_value()
 
-    return types.void(like, *[types.int64] * 15), codegen
+    return types.void(like, *[types.int64] * 17), codegen
