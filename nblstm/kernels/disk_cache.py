@@ -65,7 +65,7 @@ def _complete(folder: str) -> Path:
     return Path(folder) / f"nblstm-{DIGEST[:16]}.complete"
 
 
-def _digest(target_context: Any, content: bytes) -> bytes:
+def _digest_of(target_context: Any, content: bytes) -> bytes:
     """Return a digest of compiled code and the CPU that it is for."""
     return hashlib.sha256(repr(target_context.codegen().magic_tuple()).encode() + content).digest()
 
@@ -77,11 +77,11 @@ class _KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
 
     def reduce(self, result: Any) -> tuple[bytes, bytes]:
         content = dumps(super().reduce(result))
-        return _digest(result.target_context, content), content
+        return _digest_of(result.target_context, content), content
 
     def rebuild(self, target_context: Any, payload: tuple[bytes, bytes]) -> Any:
         digest, content = payload
-        if _digest(target_context, content) != digest:
+        if _digest_of(target_context, content) != digest:
             raise ValueError("the file is damaged, or of another CPU")
         return super().rebuild(target_context, pickle.loads(content))
 

@@ -1,8 +1,8 @@
 """Memory as compiled code meets it: the address of some numbers of one type, as a value that knows the type.
 
 Numba's arrays carry sizes, strides and an owner, which a kernel has no use for: what it works on, its job describes.
-Instead of seven numbers, with a count of references, `Numbers` is one: the first call of a program compiles a tenth
-sooner, and ``numbers[-1]`` is what lies before. The functions here take contiguous 1-D arrays of a user's too.
+Instead of seven numbers, with a count of references, `Numbers` is one, which takes a twentieth off the first call of a
+program, and ``numbers[-1]`` is what lies before. The functions here take contiguous 1-D arrays of a user's too.
 """
 
 from __future__ import annotations
