@@ -1,9 +1,9 @@
 """Numba's compiler for workers and what they call: without what finds nothing to do in them, or does it twice.
 
 A worker's code is optimised once, as a whole, with all that it calls, and at LLVM's first level: workers say themselves
-what is a vector and how far a loop is unrolled, and the levels above only made copies of loops, for an eighth of a first
-call. (Dropout is no worker: its loop is LLVM's to make vectors of, and takes twice as long without.) A function that
-only other compiled code calls is kept as LLVM's text, without machine code of its own: Numba makes some of every
+what is a vector and how far a loop is unrolled, and the levels above only made copies of loops, for an eighth of a
+first call. (Dropout is no worker: its loop is LLVM's to make vectors of, and takes twice as long without.) A function
+that only other compiled code calls is kept as LLVM's text, without machine code of its own: Numba makes some of every
 function on the way up, which nobody runs. Bits and speed are the same (docs/performance.md).
 """
 
