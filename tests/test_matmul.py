@@ -5,11 +5,21 @@ import re
 import numba
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nblstm.engine.packing import pack_panels
 from nblstm.kernels import policy
 from nblstm.kernels.compilers import WorkerCompiler
-from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width, product_float32, product_float64
+from nblstm.kernels.matmul import (
+    Panels,
+    Rows,
+    multiply_add,
+    panel_width,
+    part_of_next,
+    product_float32,
+    product_float64,
+)
 from nblstm.kernels.tile import PANEL_VECTORS, ROWS, multiply_tile
 
 for shared in (product_float32, product_float64):
@@ -78,6 +88,17 @@ def test_a_long_sum_is_made_of_chains_that_begin_at_zero():
     assert multiply(a, w, np.zeros(1, np.float32))[0, 0] == np.float32(2.0**25 + 3 * 64)
 
 
+@given(st.integers(2, 300), st.integers(0, 500), st.integers(0, 500), st.sampled_from([32, 64, 256]))
+def test_all_tiles_together_ask_for_what_comes_next(tiles, terms, next_terms, term_bytes):
+    parts = [part_of_next.py_func(tile, tiles, terms, next_terms, term_bytes) for tile in range(tiles)]
+    begins, steps = zip(*parts, strict=True)
+    (step,) = set(steps)
+    assert begins == tuple(tile * terms * step for tile in range(tiles))
+    if terms > 0:
+        wanted, asked = next_terms * term_bytes, tiles * terms * step
+        assert wanted <= asked < wanted + tiles * terms
+
+
 @pytest.mark.skipif(not policy.HAS_FMA, reason="this CPU has no fused multiply-add")
 def test_every_term_is_fused():
     # (1 + e)^2 - 1 keeps its e^2 only if product and sum are rounded together.
@@ -91,8 +112,8 @@ def test_every_term_is_fused():
 def test_no_loop_of_a_tile_keeps_a_sum_in_memory(dtype):
     # LLVM spills where the order of loads leaves it no way through the registers: a seventh of the speed of 4 rows.
     @numba.njit((dtype, *[numba.int64] * 7), error_model="numpy", pipeline_class=WorkerCompiler)
-    def tiles(like, rows, panels, terms, a, b, requests, d):
-        multiply_tile(like, rows, panels, terms, 128, a, terms, b, 1000, requests, b, 64, d, 1000, 100, d, 1000, 100)
+    def tiles(like, rows, panels, terms, a, b, ahead, d):
+        multiply_tile(like, rows, panels, terms, 128, a, terms, b, 1000, ahead, 64, d, 1000, 100, d, 1000, 100)
 
     (assembly,) = tiles.inspect_asm().values()
     blocks = re.split(r"^(?=\.LBB)", assembly, flags=re.MULTILINE)

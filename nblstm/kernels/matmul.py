@@ -19,22 +19,14 @@ from nblstm.kernels.atomics import caller_of
 from nblstm.kernels.memory import address_at, numbers_at
 from nblstm.kernels.policy import LINE, VECTOR_BYTES, function, worker
 from nblstm.kernels.simd import lanes_of
-from nblstm.kernels.tile import (
-    BYTES_AHEAD,
-    PANEL_VECTORS,
-    PANELS_AT_ONCE,
-    REQUESTS_ALONE,
-    REQUESTS_SHARED,
-    ROWS,
-    TILES_TO_SHARE,
-    multiply_tile,
-)
+from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, TILES_TO_SHARE, multiply_tile
 
 # Terms of a chain at most. 1 % of a product's time goes into the additions between chains, 3 % with 32; with 128 errors
 # are half as large again, and some layers' reach the limit of tests/test_parity.py (docs/performance.md, "Accuracy").
 _CHAIN = 64
 # Vectors of a whole line come from L2 at nearly the rate that it can give: from so many tiles on, all do two chains of
-# a panel before any does the next two, and the 32 KB of weights that these take stay in L1 (3 to 5 % on a shared core).
+# a panel before any does the next two, and the 32 KB of weights that these take stay in L1: 3 to 5 % on a shared core,
+# and where weights come from L3, a tenth for 2 tiles.
 _TILES_TO_STAY = 2 if VECTOR_BYTES == LINE else 1 << 30
 _CHAINS_TO_STAY = 2
 # Numba would compile a second `multiply_add` for a literal False.
@@ -109,6 +101,20 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
 
 
 @function
+def part_of_next(tile, tiles, terms, next_terms, term_bytes):
+    """Return where the part of the weights that come next begins for which a tile asks, and its bytes for each term.
+
+    The parts of all tiles are equal and follow one another, the last one to the end or just beyond it.
+
+    terms       of the tile
+    next_terms  of the weights that come next, `term_bytes` each
+    """
+    all_terms = tiles * max(1, terms)
+    step = (next_terms * term_bytes + all_terms - 1) // all_terms
+    return tile * terms * step, step
+
+
+@function
 def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards, like):
     """Do a product; names, addresses and strides as those of a tile, but b is where panel 0 begins."""
     if rows == 0:
@@ -121,20 +127,17 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
     chain = (terms + chains - 1) // chains  # of nearly equal length
     groups = (last_panel - first_panel + at_once - 1) // at_once
     width, item = panel_width(like), VECTOR_BYTES // lanes_of(like)
-    # Alone a tile asks for all lines of its panels, else, of the weights that come next, for an equal part.
-    requests, step = REQUESTS_ALONE, width * item
-    if tiles >= TILES_TO_SHARE:
-        requests, step = REQUESTS_SHARED, max(1, width * item // tiles)
     terms_at_once = max(1, _CHAINS_TO_STAY * chain if tiles >= _TILES_TO_STAY else terms)
     for n in range(groups):
         first = first_panel + (groups - 1 - n if backwards else n) * at_once
         end = min(first + at_once, last_panel)
         for begin in range(0, max(1, terms), terms_at_once):
             stop = min(begin + terms_at_once, terms)
-            # These terms are followed by others of the same panels, or by the next panels.
-            next_begin, hop = stop, _ZERO
+            # What comes next: other terms of the same panels, or the first terms of the next panels.
+            next_first, next_begin = first, stop
             if stop == terms:
-                next_begin, hop = _ZERO, -at_once if backwards else at_once
+                next_first, next_begin = max(0, first - at_once if backwards else first + at_once), _ZERO
+            next_terms = min(terms_at_once, terms - next_begin)
             row = 0
             for tile in range(tiles):
                 # Tiles of nearly equal height: 32 rows as 6 6 5 5 5 5, not 6 6 6 6 6 2, whose last has too few chains.
@@ -143,11 +146,11 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
                 while panel < end:
                     while panel + panels > end:
                         panels //= 2
-                    own_b = b + (panel * terms + begin) * width * item
-                    ahead = own_b + BYTES_AHEAD
+                    ahead, step = _ZERO, _ZERO
                     if tiles >= TILES_TO_SHARE:
-                        next_terms = max(0, panel + hop) * terms + next_begin
-                        ahead = b + next_terms * width * item + tile * step * (stop - begin)
+                        place, step = part_of_next(tile, tiles, stop - begin, next_terms, width * item)
+                        next_panel = next_first + panel - first
+                        ahead = b + (next_panel * terms + next_begin) * width * item + place
                     own_c = c + (panel * c_panel + row * c_row) * item
                     own_d = d + (panel * d_panel + row * d_row) * item
                     multiply_tile(
@@ -158,9 +161,8 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
                         chain,
                         a + (row * a_row + begin) * item,
                         a_row,
-                        own_b,
+                        b + (panel * terms + begin) * width * item,
                         terms * width,
-                        requests,
                         ahead,
                         step,
                         own_c if begin == 0 else own_d,

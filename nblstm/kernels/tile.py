@@ -33,8 +33,8 @@ the core's second thread, the rate of instructions is the limit, and the tile is
 
 Weights come in the order of memory, but a tall tile asks for them more slowly than the hardware fetches ahead for, and
 it does not fetch beyond a page: from main memory 6 rows ran at 65 % of the peak. So a tile of 4 rows or more asks for
-lines itself. Where other tiles read the same weights, each asks for an equal part of those that come next: few
-instructions, and the lines come evenly over time. Where it is the only one, it asks for its own, some way ahead
+lines itself. From `TILES_TO_SHARE` tiles over the same weights on, each asks for an equal part of those that come next:
+few instructions, and the lines come evenly over time. Fewer tiles ask for their own, some way ahead
 (docs/performance.md).
 """
 
@@ -64,13 +64,13 @@ _ROWS_TO_PREFETCH = 4
 # With fewer tiles over a panel each asks for its own lines. On AVX2 parts of the next panel that 1 or 2 tiles asked for
 # left out too many, and cost 6 rows of weights in L3 a third.
 TILES_TO_SHARE = 2 if VECTOR_BYTES == LINE else 3
-# Requests in a turn of the loop, of a tile alone and of one that shares its weights with others. Where a vector is a
-# line, one for each line alone would be one for each load, and 4 to 12 rows of weights in L2 were a fifth to a third
-# slower; with one for eight lines the hardware does the rest. (AVX2: not measured.) When the first 4 of 32 tiles asked
-# for all that comes next, they kept the core's line buffers busy: 192 rows of 1536 terms were 7 % slower.
-REQUESTS_ALONE, REQUESTS_SHARED = (2, 2) if VECTOR_BYTES == LINE else (4, 1)
-# How far ahead alone. Not a multiple of a page: such lines share a set of L1 with those in use.
-BYTES_AHEAD = 4608 if VECTOR_BYTES == LINE else 3072
+# Requests in a turn of the loop, for what comes next and for the tile's own lines. AVX-512: with 2 for what comes next,
+# 3 and 4 tiles left out lines, and 24 rows of weights in L3 were a fifth slower; one for each own line would be one for
+# each load, and 4 to 12 rows of weights in L2 were a fifth to a third slower. With one in eight the hardware does the
+# rest; one in four would need no functions of its own, a tenth of the first call, but is 1 to 4 % slower.
+_REQUESTS, _OWN_REQUESTS = (4, 2) if VECTOR_BYTES == LINE else (1, _UNROLL * PANEL_VECTORS * VECTOR_BYTES // LINE)
+# How far ahead of its own. Not a multiple of a page: such lines share a set of L1 with those in use.
+_BYTES_AHEAD = 4608 if VECTOR_BYTES == LINE else 3072
 # With so many terms a tile asks, as it begins, for what it adds its sums to. A layer's gradients, or the sums of many
 # steps' inputs, come from L2 or beyond: a step of training with 512 to 1024 units took 4 to 6 % more.
 _TERMS_TO_ASK_FOR_ADDEND = 128
@@ -149,7 +149,7 @@ def _tiles(rows: int, panels: int) -> list[list[_Column]]:
 class _Requests(NamedTuple):
     """What a tile asks for: the lines at ``start + k * step``, in some of the terms k."""
 
-    starts: list[ir.Value]
+    starts: list[ir.Value]  # none: nothing
     step: ir.Value  # in bytes
     per_turn: int  # of the loop, for each start; a divisor of `_UNROLL`
 
@@ -247,17 +247,15 @@ def _emit_chain(
     return sums
 
 
-def _tile_function(
-    module: ir.Module, dtype: types.Float, rows: int, columns: list[_Column], requests: int
-) -> ir.Function:
+def _tile_function(module: ir.Module, dtype: types.Float, rows: int, columns: list[_Column], own: bool) -> ir.Function:
     """Return the LLVM function for a tile, emitting it into `module` when it is first wanted.
 
-    void (terms, chain, a, a_row, b, b_panel, ahead, step, c, c_panel, c_row, d, d_panel, d_row); strides in elements,
-    the step in bytes.
+    It asks for its `own` lines, or for those it is told of: void (terms, chain, a, a_row, b, b_panel, ahead, step, c,
+    c_panel, c_row, d, d_panel, d_row), strides in elements, the step in bytes.
     """
     element, vector = llvm_element(dtype), llvm_vector(dtype)
     places = "_".join(str(panel * PANEL_VECTORS + place) for panel, place in columns)
-    name = f"nblstm_tile_{dtype}_{vector.count}_{rows}x{places}_{requests}"
+    name = f"nblstm_tile_{dtype}_{vector.count}_{rows}x{places}{'_own' if own else ''}"
     if name in module.globals:
         return module.globals[name]
     pointer, i8 = element.as_pointer(), ir.IntType(8)
@@ -277,10 +275,14 @@ def _tile_function(
         builder.gep(builder.gep(b, [scaled(b_panel, panel)]), [ir.Constant(I64, place * vector.count)])
         for panel, place in columns
     ]
-    begun = [panel for panel, place in columns if place == 0 and requests]
+    asks = rows >= _ROWS_TO_PREFETCH
+    if own:
+        ahead = builder.gep(builder.bitcast(b, ahead.type), [ir.Constant(I64, _BYTES_AHEAD)])
+        step = ir.Constant(I64, PANEL_VECTORS * VECTOR_BYTES)
+    begun = [panel for panel, place in columns if place == 0 and asks]
     starts = [builder.gep(ahead, [scaled(b_panel, panel * dtype.bitwidth // 8)]) for panel in begun]
-    operands = _Operands(row_starts, weights, _Requests(starts, step, requests))
-    if requests:
+    operands = _Operands(row_starts, weights, _Requests(starts, step, _OWN_REQUESTS if own else _REQUESTS))
+    if asks:
         _ask_for_addend(builder, dtype, terms, c, rows, columns)
     entry = builder.block
     builder.branch(begin)
@@ -317,7 +319,6 @@ def multiply_tile(
     a_row: Any,
     b: Any,
     b_panel: Any,
-    requests: Any,
     ahead: Any,
     step: Any,
     c: Any,
@@ -334,32 +335,34 @@ def multiply_tile(
 
     a  in   row r's terms at ``a + r * a_row + k``
     b  in   panel p's vectors of term k at ``b + p * b_panel + k * PANEL_VECTORS * lanes``
-    ahead   what it asks for, `requests` (REQUESTS_ALONE or REQUESTS_SHARED) in a turn: ``ahead + k * step``, in bytes
+    ahead   its part of the weights that come next, for which it asks: ``ahead + k * step``, in bytes; 0: it asks for
+            its own. Tiles of few rows ask for nothing
     c  in   row r of panel p at ``c + p * c_panel + r * c_row``; may be d itself, but not overlap it otherwise
     d  out  row r of panel p at ``d + p * d_panel + r * d_row``; must not overlap a or b
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
-        _, rows, panels, terms, chain, a, a_row, b, b_panel, requests, ahead, step, *addend_and_sum = args
+        _, rows, panels, terms, chain, a, a_row, b, b_panel, ahead, step, *addend_and_sum = args
         c, c_panel, c_row, d, d_panel, d_row = addend_and_sum
+        is_own = builder.zext(builder.icmp_signed("==", ahead, ir.Constant(I64, 0)), I64)
         a, b, c, d = (builder.inttoptr(place, llvm_element(like).as_pointer()) for place in (a, b, c, d))
         ahead = builder.inttoptr(ahead, ir.IntType(8).as_pointer())
         operands = [terms, chain, a, a_row, b, b_panel, ahead, step, c, c_panel, c_row, d, d_panel, d_row]
         finished = builder.append_basic_block("tile.finished")
         size = builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows)
-        choice = builder.switch(builder.add(builder.mul(requests, ir.Constant(I64, 128)), size), finished)
-        for count, asked in product(range(1, ROWS + 1), sorted({REQUESTS_ALONE, REQUESTS_SHARED})):
+        choice = builder.switch(builder.add(builder.mul(is_own, ir.Constant(I64, 128)), size), finished)
+        for count, own in product(range(1, ROWS + 1), (False, True)):
             width = PANELS_AT_ONCE[count]
             while width:
                 block = builder.append_basic_block(f"tile.{count}x{width}")
-                choice.add_case(ir.Constant(I64, 128 * asked + 16 * width + count), block)
+                choice.add_case(ir.Constant(I64, 128 * own + 16 * width + count), block)
                 with builder.goto_block(block):
                     for columns in _tiles(count, width):
-                        asks = asked if count >= _ROWS_TO_PREFETCH else 0
-                        builder.call(_tile_function(builder.module, like, count, columns, asks), operands)
+                        asks_own = own and count >= _ROWS_TO_PREFETCH
+                        builder.call(_tile_function(builder.module, like, count, columns, asks_own), operands)
                     builder.branch(finished)
                 width //= 2
         builder.position_at_end(finished)
         return context.get_dummy_value()
 
-    return types.void(like, *[types.int64] * 17), codegen
+    return types.void(like, *[types.int64] * 16), codegen
