@@ -101,17 +101,13 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
 
 
 @function
-def part_of_next(tile, tiles, terms, next_terms, term_bytes):
-    """Return where the part of the weights that come next begins for which a tile asks, and its bytes for each term.
+def share_of_next(tiles, terms, next_terms, term_bytes):
+    """Return for how many bytes of the weights that come next each of some tiles asks in each of its terms.
 
-    The parts of all tiles are equal and follow one another, the last one to the end or just beyond it.
-
-    terms       of the tile
-    next_terms  of the weights that come next, `term_bytes` each
+    Equal shares, one after another, the last one to the end or just beyond it; `next_terms` of `term_bytes` each come.
     """
     all_terms = tiles * max(1, terms)
-    step = (next_terms * term_bytes + all_terms - 1) // all_terms
-    return tile * terms * step, step
+    return (next_terms * term_bytes + all_terms - 1) // all_terms
 
 
 @function
@@ -137,7 +133,9 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
             next_first, next_begin = first, stop
             if stop == terms:
                 next_first, next_begin = max(0, first - at_once if backwards else first + at_once), _ZERO
-            next_terms = min(terms_at_once, terms - next_begin)
+            step = _ZERO
+            if tiles >= TILES_TO_SHARE:
+                step = share_of_next(tiles, stop - begin, min(terms_at_once, terms - next_begin), width * item)
             row = 0
             for tile in range(tiles):
                 # Tiles of nearly equal height: 32 rows as 6 6 5 5 5 5, not 6 6 6 6 6 2, whose last has too few chains.
@@ -146,11 +144,10 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
                 while panel < end:
                     while panel + panels > end:
                         panels //= 2
-                    ahead, step = _ZERO, _ZERO
+                    ahead = _ZERO
                     if tiles >= TILES_TO_SHARE:
-                        place, step = part_of_next(tile, tiles, stop - begin, next_terms, width * item)
                         next_panel = next_first + panel - first
-                        ahead = b + (next_panel * terms + next_begin) * width * item + place
+                        ahead = b + (next_panel * terms + next_begin) * width * item + tile * step * (stop - begin)
                     own_c = c + (panel * c_panel + row * c_row) * item
                     own_d = d + (panel * d_panel + row * d_row) * item
                     multiply_tile(
