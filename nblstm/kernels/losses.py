@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nblstm.kernels.activations import exp_of_minus
+from nblstm.kernels.activations import exp_of_negative
 from nblstm.kernels.job import loss_job_at
 from nblstm.kernels.memory import itemsize_of, numbers_at
 from nblstm.kernels.policy import function, worker
@@ -43,13 +43,13 @@ def _exponentials(logits, classes, scratch, gradient):
     for first in range(0, whole, _BLOCK * lanes):
         sums = load(scratch, 0)
         for k in range(first, min(first + _BLOCK * lanes, whole), lanes):
-            e = exp_of_minus(highest - load(logits, k))
+            e = exp_of_negative(load(logits, k) - highest)
             store(gradient, k, e)
             sums = sums + e
         store(scratch, lane, sums)
         for i in range(lane, lane + lanes):
             total += np.float64(scratch[i])
-    store(scratch, rest, exp_of_minus(highest - load(scratch, rest)))
+    store(scratch, rest, exp_of_negative(load(scratch, rest) - highest))
     for k in range(whole, classes):
         gradient[k] = scratch[rest + k - whole]
         total += np.float64(gradient[k])
