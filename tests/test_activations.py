@@ -131,8 +131,11 @@ def test_table_of_tanh():
     assert np.float32(found[-1]) == 1
 
 
-def test_table_of_tanh_has_nothing_of_the_caller():
+def test_table_of_tanh_has_nothing_of_the_caller(monkeypatch):
     """Equal bits need equal tables, whatever decimals a program works with otherwise."""
+    for signal in (decimal.FloatOperation, decimal.Inexact):
+        monkeypatch.setitem(decimal.DefaultContext.traps, signal, True)
+    monkeypatch.setattr(decimal.DefaultContext, "Emax", 3)
     with decimal.localcontext(decimal.Context(prec=3, rounding=decimal.ROUND_UP)):
         assert_same_bits(tanh_table.table.__wrapped__(), tanh_table.table())
 
@@ -146,4 +149,4 @@ def test_tanh_never_falls():
     run = (places.view(np.int32)[:, None] + np.arange(-3000, 3000, dtype=np.int32)).view(np.float32)
     found = evaluate("tanh", run.ravel()).reshape(run.shape)
     assert np.all(np.diff(found, axis=1) >= 0)
-    assert np.all(np.diff(evaluate("tanh", -run.ravel()).reshape(run.shape), axis=1) <= 0)
+    assert_same_bits(evaluate("tanh", -run.ravel()), -found.ravel())

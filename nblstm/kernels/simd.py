@@ -48,7 +48,7 @@ def llvm_vector(dtype: types.Float) -> ir.VectorType:
 
 
 def holds_16_singles(vector: ir.VectorType) -> bool:
-    """Whether it is AVX-512's vector of float32, for which there are instructions that no other vector has here."""
+    """Whether it is AVX-512's vector of float32, of which one instruction picks from 32 numbers (vpermi2ps)."""
     return bool(vector.count == 16)
 
 
@@ -165,13 +165,13 @@ def with_sign_of(typing_context: Any, x: Any, sign: Any) -> Any:
 
 @intrinsic
 def larger(typing_context: Any, a: Any, b: Any) -> Any:
-    """The larger of a and b; b where a is NaN."""
+    """The larger of a and b; b where either is NaN."""
     return _elementwise((a, b), lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
 
 
 @intrinsic
 def smaller(typing_context: Any, a: Any, b: Any) -> Any:
-    """The smaller of a and b; b where a is NaN."""
+    """The smaller of a and b; b where either is NaN."""
     return _elementwise((a, b), lambda builder, a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b))
 
 

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
-from decimal import Context, Decimal, localcontext
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from typing import Any
 
 import numpy as np
@@ -37,6 +36,10 @@ INTERVALS = 32
 BITS_LEFT_OUT = 20
 
 _CANDIDATES = 25  # for a centre
+# Chebyshev's six points, the cosines of 15, 45, 75, ... degrees, by square roots, which every system rounds alike.
+_POINTS = [sign * x for sign in (1, -1) for x in ((6**0.5 + 2**0.5) / 4, 0.5**0.5, (6**0.5 - 2**0.5) / 4)]
+# All of a context's fields: the others would be those of `decimal.DefaultContext`, which a program may set.
+_DECIMALS = Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999, Emax=999, capitals=1, clamp=0, flags=[], traps=[])
 
 
 def _tanh(x: float) -> Decimal:
@@ -70,8 +73,7 @@ def _numbers_of(low: float, high: float) -> list[float]:
     middle, half = (low + high) / 2, (high - low) / 2
     near = [float(np.float32(middle + half * (n / (_CANDIDATES - 1) - 0.5))) for n in range(_CANDIDATES)]
     centre = 0.0 if low == 0 else min(near, key=_missed)
-    # Through the points of Chebyshev: at most twice the least error, which is 1e-9.
-    points = [middle + half * math.cos(math.pi * (k + 0.5) / CENTRE) for k in range(CENTRE)]
+    points = [middle + half * x for x in _POINTS]  # at most twice the least error, which is 1e-9
     found = _through([Decimal(x) for x in points], [_tanh(x) for x in points], Decimal(centre))
     return [float(_tanh(centre)), *map(float, found[1:]), centre]
 
@@ -80,12 +82,12 @@ def _numbers_of(low: float, high: float) -> list[float]:
 def table() -> npt.NDArray[np.float32]:
     """Return the coefficients of each power and the centres, (7, 32), for intervals by their number modulo 32.
 
-    Worked out in decimals of 28 digits, so that it is the same whatever NumPy's and the system's tanh are.
+    Worked out in decimals of 28 digits, so that it is the same whatever NumPy's and the system's functions are.
     """
     first = int(np.float32(START).view(np.int32)) >> BITS_LEFT_OUT
     bits = np.arange(first, first + INTERVALS + 1, dtype=np.int32) << BITS_LEFT_OUT
     ends = [end - START for end in bits.view(np.float32).tolist()]
-    with localcontext(Context(prec=28)):
+    with localcontext(_DECIMALS):
         rows = [_numbers_of(low, high) for low, high in itertools.pairwise(ends)]
     return np.roll(np.array(rows, np.float32).T, first, axis=1)
 
