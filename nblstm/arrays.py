@@ -14,6 +14,8 @@ from nblstm.errors import message
 
 Array: TypeAlias = npt.NDArray[Any]
 
+_addressof, _from_buffer = ctypes.addressof, ctypes.c_char.from_buffer
+
 
 def as_array(argument: str, value: Any) -> Array:
     """Return `value` as an aligned array of numbers; its memory is shared wherever that is possible.
@@ -51,7 +53,7 @@ def address_of(array: Array) -> int:
     True
     """
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+        return _addressof(_from_buffer(array))  # type: ignore[arg-type]
     except (TypeError, ValueError, BufferError):  # read-only, strided or empty; the flags do not always tell
         return array.ctypes.data
 

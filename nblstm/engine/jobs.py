@@ -20,10 +20,13 @@ from nblstm.kernels.cells import worker_of
 from nblstm.kernels.job import FIELDS
 from nblstm.kernels.keeping import keep_float32, keep_float64
 from nblstm.kernels.projection import project_float32, project_float64
+from nblstm.kernels.recurrence import recurrence_float32, recurrence_float64
 
 # The fields of the call, in the order of FIELDS: packed at once, for a quarter of what NumPy takes to set them.
 _CALL_START = FIELDS.index("reverse") * 8
 _CALL_FIELDS = struct.Struct(f"={len(FIELDS) - FIELDS.index('reverse')}q")
+# starts, batch_sizes, x_rows and state_rows where every row runs through all steps and lies where it is.
+NO_TABLES = (None, None, None, None)
 # Templates that a layer keeps; a program whose calls have more sizes than this pays for them again.
 _MOST_TEMPLATES = 1024
 
@@ -35,6 +38,7 @@ class JobTemplate(NamedTuple):
     records: Array  # (D, fields) int64
     workspace: int  # elements of scratch memory that each direction needs
     stages: int
+    worker: int  # address of the worker of nblstm.kernels.recurrence
 
 
 def job_template(layer: list[DirectionWeights], steps: int, rows: int, mean_rows: int, threads: int) -> JobTemplate:
@@ -98,7 +102,8 @@ def _make_template(layer: list[DirectionWeights], plan: Plan, steps: int, rows: 
         }
         for name, value in fields.items():
             record[FIELDS.index(name)] = value
-    return JobTemplate(plan, records, size, stages)
+    worker = recurrence_float32 if layer[0].dtype == np.float32 else recurrence_float64
+    return JobTemplate(plan, records, size, stages, worker.address)
 
 
 def fill_jobs(
@@ -121,12 +126,13 @@ def fill_jobs(
     """
     records = template.records.copy()
     item = x.itemsize
-    x_strides, y_strides = x.strides, y.strides
-    if packed:  # a step begins `starts` rows after the first one
-        x_strides, y_strides = (x_strides[0], *x_strides), (y_strides[0], *y_strides)
-    x_steps = [stride // item for stride in x_strides]
-    y_steps = [stride // item for stride in y_strides[:2]]
-    table_addresses = [0 if table is None else address_of(table) for table in tables]
+    x_row, x_item = x.strides[-2:]
+    y_row = y.strides[-2]
+    # Packed, a step begins `starts` rows after the first one.
+    x_step, y_step = (x_row, y_row) if packed else (x.strides[0], y.strides[0])
+    table_addresses: tuple[int, ...] = (0, 0, 0, 0)
+    if tables is not NO_TABLES:
+        table_addresses = tuple(0 if table is None else address_of(table) for table in tables)
     x_address, y_address = address_of(x), address_of(y)
     kept_address, kept_size, kept_steps = 0, 0, (0, 0, 0)
     if kept is not None:
@@ -142,9 +148,12 @@ def fill_jobs(
             direction,
             workspace + direction * template.workspace * item,
             x_address,
-            *x_steps,
+            x_step // item,
+            x_row // item,
+            x_item // item,
             y_address + direction * states[0].shape[2] * item,
-            *y_steps,
+            y_step // item,
+            y_row // item,
             kept_address + direction * kept_size,
             *kept_steps,
             *table_addresses,

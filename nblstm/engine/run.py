@@ -10,14 +10,13 @@ import numpy as np
 
 from nblstm import threads
 from nblstm.arrays import Array, address_of
-from nblstm.engine.jobs import JobTemplate, fill_jobs, job_template, layer_templates
+from nblstm.engine.jobs import NO_TABLES, JobTemplate, fill_jobs, job_template, layer_templates
 from nblstm.engine.packing import DirectionWeights, aligned_empty
 from nblstm.engine.plan import Plan, heed, is_for_one_thread_now
 from nblstm.kernels import team
 from nblstm.kernels.dropout import drop_units
 from nblstm.kernels.job import ROWS
 from nblstm.kernels.policy import LINE, lanes
-from nblstm.kernels.recurrence import recurrence_float32, recurrence_float64
 
 # Bytes of output that one layer hands to the next at once: the most that lies between two layers, however long T is.
 _CHUNK_BYTES = 1 << 21
@@ -180,7 +179,8 @@ def _run_at_once(
         source = x if n == 0 else targets[n - 1]
         jobs.append(fill_jobs(template, source, targets[n], own, kept, tables, layout.packed, address_of(memory[n])))
     plan = templates[0].plan
-    _run(plan, np.concatenate(jobs), -(-layout.steps // plan.block) + len(jobs) - 1, y.dtype, plan)
+    blocks = -(-layout.steps // plan.block)
+    _run(templates[0], np.concatenate(jobs), blocks + len(jobs) - 1, plan)
 
 
 def _state(initial: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -253,18 +253,17 @@ def _run_layer(
     workspace = -(-address_of(memory) // LINE) * LINE
     tables = row_tables(layout, plan.parts if plan.split == ROWS else 1)
     jobs = fill_jobs(template, x, y, states, kept, tables, layout.packed, workspace)
-    _run(plan, jobs, 1 if plan.split == ROWS else template.stages, first.dtype, meant)
+    _run(template, jobs, 1 if plan.split == ROWS else template.stages, meant)
 
 
-def _run(plan: Plan, jobs: Array, steps: int, dtype: np.dtype[Any], meant: Plan) -> None:
-    """Run the jobs, each in the plan's parts, through so many steps of the team.
+def _run(template: JobTemplate, jobs: Array, steps: int, meant: Plan) -> None:
+    """Run the jobs, each in the parts of the template's plan, through so many steps of the team.
 
     meant  the plan that was chosen, where this one is for one thread for the moment
     """
-    worker = recurrence_float32 if dtype == np.float32 else recurrence_float64
-    address = worker.address  # the first time it compiles
+    plan = template.plan
     begin = time.perf_counter()
-    team.run(address, address_of(jobs), len(jobs) * plan.parts, steps, plan.threads)
+    team.run(template.worker, address_of(jobs), len(jobs) * plan.parts, steps, plan.threads)
     heed(meant, begin, time.perf_counter())
 
 
@@ -275,7 +274,7 @@ def row_tables(layout: SequenceLayout, parts: int) -> tuple[Array | None, ...]:
     """
     sizes = layout.batch_sizes
     if sizes is None:
-        return None, None, layout.rows, layout.states
+        return NO_TABLES if layout.rows is None and layout.states is None else (None, None, layout.rows, layout.states)
     starts = np.cumsum(sizes) - sizes if layout.packed else None
     alive, dealt = deal(sizes, layout.batch, parts)
     if parts == 1:

@@ -10,12 +10,11 @@ import numpy as np
 
 from nblstm import threads
 from nblstm.arrays import Array, address_of
-from nblstm.engine.jobs import fill_jobs, job_template
+from nblstm.engine.jobs import NO_TABLES, JobTemplate, fill_jobs, job_template
 from nblstm.engine.packing import DirectionWeights, aligned_empty
 from nblstm.kernels import stepping
 from nblstm.kernels.job import FIELDS
 from nblstm.kernels.policy import LINE
-from nblstm.kernels.recurrence import recurrence_float32, recurrence_float64
 
 _C_N = FIELDS.index("c_n")
 
@@ -47,13 +46,13 @@ def step_of(weights: DirectionWeights, rows: int) -> Step | None:
 def _make_step(weights: DirectionWeights, rows: int) -> Step | None:
     if rows == 0 or not runs_alone(weights, rows):
         return None
-    record, size = _job(weights, rows)
+    record, template = _job(weights, rows)
     record[_C_N] = int(weights.cell.has_cell_state)
     run, nothing = stepping.step_cell.of(weights.dtype), np.empty((1, 0), weights.dtype)
     # Numba learns a type from the first array that has it, and by ways that warn of some of NumPy's: so from this one.
     run(0, record, 0, *[nothing] * 5)
     # A partial is C: it hands its arguments on in less time than Python takes to look them up.
-    prepared = partial(run, _worker(weights), record, size + rows * weights.outputs)
+    prepared = partial(run, template.worker, record, template.workspace + rows * weights.outputs)
     return Step(prepared, weights.cell.has_cell_state)
 
 
@@ -83,7 +82,8 @@ class Stepper:
         for array in (nothing, nothing[0]):  # as for a cell
             run(0, self._jobs, array, array)
         line = LINE // item
-        sizes = [-(-size // line) * line for _, size in found] + [rows * first.outputs] * (len(found) - 1)
+        sizes = [-(-template.workspace // line) * line for _, template in found]
+        sizes += [rows * first.outputs] * (len(found) - 1)
         self._memory = aligned_empty(sum(sizes), first.dtype)
         places = address_of(self._memory) + np.cumsum([0, *sizes[:-1]]) * item
         count = len(found)
@@ -92,7 +92,7 @@ class Stepper:
         self._set("x", [0, *places[count:]])
         for name, state in zip(("h_n", "c_n"), self.states, strict=False):
             self._set(name, address_of(state) + np.arange(count) * state.strides[0])
-        self.step = partial(run, _worker(first), self._jobs)
+        self.step = partial(run, found[0][1].worker, self._jobs)
 
     def _set(self, field: str, values: Any) -> None:
         self._jobs[:, FIELDS.index(field)] = values
@@ -102,14 +102,10 @@ class Stepper:
         return Stepper(self._weights, self._rows, [state.copy() for state in self.states])
 
 
-def _job(weights: DirectionWeights, rows: int) -> tuple[Array, int]:
-    """Return a job of one step without its addresses, and the elements of its workspace."""
+def _job(weights: DirectionWeights, rows: int) -> tuple[Array, JobTemplate]:
+    """Return a job of one step without its addresses, and the template that it is made from."""
     template = job_template([weights], 1, rows, rows, 1)
     x, y = np.empty((1, rows, weights.inputs), weights.dtype), np.empty((1, rows, weights.outputs), weights.dtype)
     states = [np.empty((1, rows, size), weights.dtype) for size in weights.state_sizes]
-    record: Array = fill_jobs(template, x, y, states, None, (None,) * 4, False, 0)[0]
-    return record, template.workspace
-
-
-def _worker(weights: DirectionWeights) -> int:
-    return (recurrence_float32 if weights.dtype == np.float32 else recurrence_float64).address
+    record: Array = fill_jobs(template, x, y, states, None, NO_TABLES, False, 0)[0]
+    return record, template

@@ -104,6 +104,8 @@ def check_dropout_call(layer: str, call: Any) -> int:
 
 def check_array(argument: str, value: Any, dtype: np.dtype[Any]) -> Array:
     """Return `value` as an array of the layer's dtype; ValueError for another dtype, TypeError for no array at all."""
+    if type(value) is np.ndarray and value.dtype == dtype and value.flags.aligned:  # soon told, as most calls' are
+        return value
     array = as_array(argument, value)
     if array.dtype != dtype:
         raise ValueError(
@@ -129,12 +131,12 @@ def check_axes(layer: str, name: str, array: Array, batched: str, unbatched: str
 
 def check_sequence_input(layer: str, array: Array, input_size: int, batch_first: bool) -> Array:
     """Return a dense input as (T, B, I): a view of the (T, B, I), (B, T, I) or unbatched (T, I) `array`."""
-    ndim = array.ndim
-    batched, unbatched = f"({'B, T' if batch_first else 'T, B'}, {input_size})", f"(T, {input_size})"
-    check_axes(layer, "input", array, batched, unbatched)
-    if array.shape[-1] != input_size:
+    ndim, shape = array.ndim, array.shape
+    if ndim not in (2, 3) or shape[-1] != input_size:
+        batched, unbatched = f"({'B, T' if batch_first else 'T, B'}, {input_size})", f"(T, {input_size})"
+        check_axes(layer, "input", array, batched, unbatched)
         expected = unbatched if ndim == 2 else batched
-        raise RuntimeError(message(f"{layer} input", expected, array.shape, because=f"input_size={input_size}"))
+        raise RuntimeError(message(f"{layer} input", expected, shape, because=f"input_size={input_size}"))
     steps_first = array[:, None] if ndim == 2 else array.swapaxes(0, 1) if batch_first else array
     if len(steps_first) == 0:
         reason = "Expected sequence length to be larger than 0"

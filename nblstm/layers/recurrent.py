@@ -346,9 +346,10 @@ class RecurrentLayer(Layer):
         layout = checks.check_layout(name, steps_first, lengths, batched)
         states = self._states(dtype, hx, layout.batch if batched else None)
         output = self._output(dtype, array, states, out)
-        plain = np.asarray(output)  # a subclass may give its views other shapes
+        plain = output if out is None else np.asarray(output)  # a subclass may give its views other shapes
         target = plain[:, None] if not batched else plain.swapaxes(0, 1) if self.batch_first else plain
-        return SequenceCall(steps_first, layout, states, dense(target), target, output, batched, self.batch_first)
+        y = target if out is None else dense(target)
+        return SequenceCall(steps_first, layout, states, y, target, output, batched, self.batch_first)
 
     def _prepare_packed(self, dtype: np.dtype[Any], x: Any, hx: Any, lengths: Any, out: Any) -> SequenceCall:
         name = type(self).__name__
