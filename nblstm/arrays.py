@@ -14,6 +14,7 @@ from nblstm.errors import message
 
 Array: TypeAlias = npt.NDArray[Any]
 
+# By names of their own: looked up at each call, they took a fifth of the time of `address_of`.
 _addressof, _from_buffer = ctypes.addressof, ctypes.c_char.from_buffer
 
 

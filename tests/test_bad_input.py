@@ -66,6 +66,11 @@ NONLINEARITIES = [
     (lambda new, z: new(3, 4, 1, True), ValueError, "Unknown nonlinearity True", True),  # where others have bias
 ]
 
+
+def _masked(*shape: int) -> Any:
+    return np.ma.masked_invalid(np.full(shape, np.nan, np.float32))
+
+
 INPUTS = [
     (
         lambda new, z: new(3, 4)(z(3)),
@@ -104,7 +109,7 @@ INPUTS = [
     (lambda new, z: new(3, 4)(z(5, 2, 3, "bool")), ValueError, "dtype .* does not match weight dtype", True),
     (lambda new, z: new(3, 4)(z(5, 2, 3, "complex64")), ValueError, "dtype .* does not match weight dtype", True),
     (
-        lambda new, z: new(3, 4)(np.ma.masked_invalid(np.full((5, 2, 3), np.nan, "f4"))),
+        lambda new, z: new(3, 4)(_masked(5, 2, 3)),
         TypeError,
         r"NAME input: expected an array without masked elements.*Fill them: array.filled",
         False,
@@ -237,6 +242,7 @@ CELLS = [
     (lambda new, z: new(3, 4)(z(2, 5)), RuntimeError, r"expected \(B, 3\) because input_size=3, got \(2, 5\)", True),
     (lambda new, z: new(3, 4)(z(5)), RuntimeError, r"expected \(3,\) because input_size=3, got \(5,\)", True),
     (lambda new, z: new(3, 4)(z(2, 3, "float64")), ValueError, "does not match weight dtype", False),  # Runtime
+    (lambda new, z: new(3, 4)(_masked(2, 3)), TypeError, "NAME input: expected .* without masked elements", False),
 ]
 
 LSTM_CELL_STATES = [
@@ -255,6 +261,7 @@ LSTM_CELL_STATES = [
     (lambda new, z: new(3, 4)(z(2, 3), _states(z, (2, 4))), RuntimeError, "expected 2 arrays.*got 1", True),
     (lambda new, z: new(3, 4)(z(2, 3), _states(z, *[(2, 4)] * 3)), RuntimeError, "expected 2 arrays.*got 3", True),
     (lambda new, z: new(3, 4)(z(2, 3), z(2, 4)), TypeError, "NAME hx: expected a tuple of 2 arrays", True),
+    (lambda new, z: new(3, 4)(z(2, 3), (z(2, 4), _masked(2, 4))), TypeError, r"NAME hx\[1\]: .* masked", False),
 ]
 
 HIDDEN_CELL_STATES = [
@@ -271,6 +278,7 @@ HIDDEN_CELL_STATES = [
     (lambda new, z: new(3, 4)(z(2, 3), z(3, 4)), RuntimeError, r"hidden size \(2, 4\), got \[3, 4\]", True),
     (lambda new, z: new(3, 4)(z(2, 3), (z(2, 4),)), TypeError, "NAME hx: expected one array", False),  # Attribute
     (lambda new, z: new(3, 4)(z(2, 3), z(2, 4, "float64")), ValueError, "NAME hx: expected dtype", False),  # Runtime
+    (lambda new, z: new(3, 4)(z(2, 3), _masked(2, 4)), TypeError, "NAME hx: .* without masked elements", False),
 ]
 
 CELL_NONLINEARITIES = [

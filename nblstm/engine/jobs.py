@@ -121,7 +121,7 @@ def fill_jobs(
     x, y       (T, B, I) and (T, B, D*P), or (N, I) and (N, D*P) if packed
     states     (D, B, P) and, where there is a cell state, (D, B, H); contiguous
     kept       (T, B, D, slots, units of whole vectors), or (N, D, ...) if packed, contiguous; or None
-    tables     starts, batch_sizes, x_rows, state_rows: int64, or None
+    tables     starts, batch_sizes, x_rows, state_rows: int64, or None; NO_TABLES itself takes no time
     workspace  address of D * template.workspace elements
     """
     records = template.records.copy()

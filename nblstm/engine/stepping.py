@@ -27,7 +27,12 @@ class Step(NamedTuple):
 
 
 def is_plain(array: Any, dtype: np.dtype[Any]) -> bool:
-    """Say whether an array is contiguous, aligned and of this dtype; whether it can be written to Numba sees."""
+    """Say whether it is a contiguous, aligned array of this dtype; whether it can be written to Numba sees.
+
+    A subclass is not: it may have masked elements, or be of no type that Numba knows.
+    """
+    if type(array) is not np.ndarray:
+        return False
     flags, found = array.flags, array.dtype
     # Most are the very dtype, which is seen in a third of the time.
     return flags.c_contiguous and flags.aligned and (found is dtype or found == dtype)
@@ -76,23 +81,23 @@ class Stepper:
         """Begin with these states, which become the stepper's own."""
         self._weights, self._rows, self.states = list(weights), rows, list(states)
         first, item = self._weights[0], self._weights[0].dtype.itemsize
-        found = [_job(layer, rows) for layer in self._weights]
-        self._jobs = np.array([record for record, _ in found])
+        records, templates = zip(*(_job(layer, rows) for layer in self._weights), strict=True)
+        self._jobs = np.array(records)
         run, nothing = stepping.step_layers.of(first.dtype), np.empty((1, 0), first.dtype)
         for array in (nothing, nothing[0]):  # as for a cell
             run(0, self._jobs, array, array)
         line = LINE // item
-        sizes = [-(-template.workspace // line) * line for _, template in found]
-        sizes += [rows * first.outputs] * (len(found) - 1)
+        count = len(templates)
+        sizes = [-(-template.workspace // line) * line for template in templates]
+        sizes += [rows * first.outputs] * (count - 1)
         self._memory = aligned_empty(sum(sizes), first.dtype)
         places = address_of(self._memory) + np.cumsum([0, *sizes[:-1]]) * item
-        count = len(found)
         self._set("workspace", places[:count])
         self._set("y", [*places[count:], 0])
         self._set("x", [0, *places[count:]])
         for name, state in zip(("h_n", "c_n"), self.states, strict=False):
             self._set(name, address_of(state) + np.arange(count) * state.strides[0])
-        self.step = partial(run, found[0][1].worker, self._jobs)
+        self.step = partial(run, templates[0].worker, self._jobs)
 
     def _set(self, field: str, values: Any) -> None:
         self._jobs[:, FIELDS.index(field)] = values

@@ -48,7 +48,7 @@ def llvm_vector(dtype: types.Float) -> ir.VectorType:
 
 
 def holds_16_singles(vector: ir.VectorType) -> bool:
-    """Whether it is AVX-512's vector of float32, of which one instruction picks from 32 numbers (vpermi2ps)."""
+    """Whether it is AVX-512's vector of float32, whose lanes one instruction picks out of 32 numbers (vpermi2ps)."""
     return bool(vector.count == 16)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import itertools
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,7 @@ BITS_LEFT_OUT = 20
 
 _CANDIDATES = 25  # for a centre
 # Chebyshev's six points, the cosines of 15, 45, 75, ... degrees, by square roots, which every system rounds alike.
-_POINTS = [sign * x for sign in (1, -1) for x in ((6**0.5 + 2**0.5) / 4, 0.5**0.5, (6**0.5 - 2**0.5) / 4)]
-# All of a context's fields: the others would be those of `decimal.DefaultContext`, which a program may set.
-_DECIMALS = Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999, Emax=999, capitals=1, clamp=0, flags=[], traps=[])
+_POINTS = [sign * x for sign in (1, -1) for x in ((sqrt(6) + sqrt(2)) / 4, sqrt(0.5), (sqrt(6) - sqrt(2)) / 4)]
 
 
 def _tanh(x: float) -> Decimal:
@@ -87,7 +86,9 @@ def table() -> npt.NDArray[np.float32]:
     first = int(np.float32(START).view(np.int32)) >> BITS_LEFT_OUT
     bits = np.arange(first, first + INTERVALS + 1, dtype=np.int32) << BITS_LEFT_OUT
     ends = [end - START for end in bits.view(np.float32).tolist()]
-    with localcontext(_DECIMALS):
+    # All of a context's fields: the others would be those of `decimal.DefaultContext`, which a program may set.
+    own = Context(prec=28, rounding=ROUND_HALF_EVEN, Emin=-999, Emax=999, capitals=1, clamp=0, flags=[], traps=[])
+    with localcontext(own):
         rows = [_numbers_of(low, high) for low, high in itertools.pairwise(ends)]
     return np.roll(np.array(rows, np.float32).T, first, axis=1)
 

@@ -104,7 +104,7 @@ def check_dropout_call(layer: str, call: Any) -> int:
 
 def check_array(argument: str, value: Any, dtype: np.dtype[Any]) -> Array:
     """Return `value` as an array of the layer's dtype; ValueError for another dtype, TypeError for no array at all."""
-    if type(value) is np.ndarray and value.dtype == dtype and value.flags.aligned:  # soon told, as most calls' are
+    if type(value) is np.ndarray and value.dtype == dtype and value.flags.aligned:  # most calls end here
         return value
     array = as_array(argument, value)
     if array.dtype != dtype:

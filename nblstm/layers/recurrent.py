@@ -348,7 +348,7 @@ class RecurrentLayer(Layer):
         output = self._output(dtype, array, states, out)
         plain = output if out is None else np.asarray(output)  # a subclass may give its views other shapes
         target = plain[:, None] if not batched else plain.swapaxes(0, 1) if self.batch_first else plain
-        y = target if out is None else dense(target)
+        y = target if out is None else dense(target)  # a new one is dense
         return SequenceCall(steps_first, layout, states, y, target, output, batched, self.batch_first)
 
     def _prepare_packed(self, dtype: np.dtype[Any], x: Any, hx: Any, lengths: Any, out: Any) -> SequenceCall:
