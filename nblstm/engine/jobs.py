@@ -89,6 +89,7 @@ def _make_template(layer: list[DirectionWeights], plan: Plan, steps: int, rows: 
             "gates": weights.cell.gates,
             "unit_blocks": weights.unit_blocks,
             "unit_group": weights.unit_group,
+            "gate_vectors": weights.gate_vectors,
             "split": plan.split,
             "parts": plan.parts,
             "stages": stages,

@@ -58,6 +58,12 @@ class DirectionWeights:
         return PANEL_VECTORS // math.gcd(self.cell.gates, PANEL_VECTORS)
 
     @cached_property
+    def gate_vectors(self) -> int:
+        """Return how many vectors the gates of all units fill: the last block has half of them if that is enough."""
+        halved = _ends_with_half(self.cell, self.units, lanes(self.dtype.itemsize))
+        return self.cell.gates * self.unit_blocks - (self.cell.gates // 2 if halved else 0)
+
+    @cached_property
     def padded_units(self) -> int:
         """Return H rounded up to whole vectors."""
         return self.unit_blocks * lanes(self.dtype.itemsize)
@@ -105,23 +111,36 @@ def pack_direction(
         units=units,
         outputs=w_hh.shape[1],
         dtype=dtype,
-        input_panels=pack_panels(_by_unit_block(w_ih, gates)),
-        bias=pack_panels(_by_unit_block(bias[:, None], gates)),
-        recurrent_panels=pack_panels(_by_unit_block(w_hh, gates)),
-        recurrent_bias=None if recurrent_bias is None else pack_panels(_by_unit_block(recurrent_bias[:, None], gates)),
+        input_panels=pack_panels(_by_unit_block(w_ih, cell)),
+        bias=pack_panels(_by_unit_block(bias[:, None], cell)),
+        recurrent_panels=pack_panels(_by_unit_block(w_hh, cell)),
+        recurrent_bias=None if recurrent_bias is None else pack_panels(_by_unit_block(recurrent_bias[:, None], cell)),
         projection_panels=None if w_hr is None else pack_panels(w_hr),
     )
 
 
-def _by_unit_block(weights: Array, gates: int) -> Array:
-    """Order rows (gate, unit) as (unit block, gate, lane), with zero rows for the padded units."""
-    rows, terms = weights.shape
-    width = lanes(weights.dtype.itemsize)
-    blocks = -(-(rows // gates) // width)
+def _ends_with_half(cell: Cell, units: int, width: int) -> bool:
+    """Say whether there are no units in the upper half of the last block, and the cell takes it so."""
+    return cell.takes_half and 0 < units % width <= width // 2
+
+
+def _by_unit_block(weights: Array, cell: Cell) -> Array:
+    """Order rows (gate, unit) as (unit block, gate, lane), with zero rows for the padded units.
+
+    Half a block at the end is (half, gate, lane): all gates lie in the first half of its vectors, and nobody needs to
+    compute the second.
+    """
+    (rows, terms), gates = weights.shape, cell.gates
+    width, units = lanes(weights.dtype.itemsize), rows // gates
+    blocks = -(-units // width)
     padded = np.zeros((gates, blocks * width, terms), weights.dtype)
-    padded[:, : rows // gates] = weights.reshape(gates, rows // gates, terms)
+    padded[:, :units] = weights.reshape(gates, units, terms)
     by_block = padded.reshape(gates, blocks, width, terms).swapaxes(0, 1)
-    return by_block.reshape(gates * blocks * width, terms)
+    ordered = by_block.reshape(gates * blocks * width, terms)
+    if _ends_with_half(cell, units, width):
+        last = by_block[-1].reshape(gates, 2, width // 2, terms).swapaxes(0, 1)
+        ordered[-gates * width :] = last.reshape(gates * width, terms)
+    return ordered
 
 
 def pack_panels(weights: Array) -> Array:

@@ -1,8 +1,9 @@
 """The cells: the equations of each on vectors, and the worker that takes them over rows and units.
 
 A worker is handed the gates' sums of some unit blocks and writes the next hidden state; a program compiles those of the
-cells that it uses. Gate number g of unit block b is vector number ``b * gates + g`` of the sums' panels
-(nblstm.engine.packing). Where `keep` says so, it leaves the gates' values in place of their sums. Buffers (`CELL_JOB`):
+cells that it uses. Gate number g of unit block b is vector number ``b * gates + g`` of the sums' panels, but for half a
+block at the end, where the cell takes one (nblstm.engine.packing). Where `keep` says so, it leaves the gates' values in
+place of their sums. Buffers (`CELL_JOB`):
 
     sums            inout  Panels; bias + W_ih x + W_hh h, or without the last term where that is kept apart
     recurrent_sums  in     Panels; W_hh h with its own bias, where the cell keeps it apart; else the same as `sums`
@@ -24,10 +25,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nblstm.kernels.activations import sigmoid, tanh
-from nblstm.kernels.job import cell_job_at
+from nblstm.kernels.job import cell_job_at, job_at
 from nblstm.kernels.matmul import panel_vector, panels_at, rows_at
 from nblstm.kernels.policy import Worker, function, worker
-from nblstm.kernels.simd import fma, lanes_of, larger, load, normal_or_zero, store, where_negative
+from nblstm.kernels.simd import (
+    fma,
+    lanes_of,
+    larger,
+    load,
+    lower_half,
+    normal_or_zero,
+    store,
+    upper_half,
+    where_negative,
+)
 
 
 class Cell(NamedTuple):
@@ -37,10 +48,11 @@ class Cell(NamedTuple):
     gates: int  # rows of a weight matrix: gates * H
     apart: bool = False  # it is handed the recurrent sums, with their bias for the last gate, apart from the others
     has_cell_state: bool = False
+    takes_half: bool = False  # it can end with half a block (nblstm.engine.packing)
 
 
 _LSTM, _GRU, _RNN_TANH, _RNN_RELU = range(4)
-LSTM = Cell(_LSTM, gates=4, has_cell_state=True)
+LSTM = Cell(_LSTM, gates=4, has_cell_state=True, takes_half=True)
 GRU = Cell(_GRU, gates=3, apart=True)
 RNN_TANH = Cell(_RNN_TANH, gates=1)
 RNN_RELU = Cell(_RNN_RELU, gates=1)
@@ -84,11 +96,29 @@ def relu(x):
 
 
 @function
+def _widen_half(sums, block, rows):
+    """Turn the sums of a block in whose upper half there are no units into those of any other, with zeros there.
+
+    It lies in two vectors, i and f beside each other and g and o (nblstm.engine.packing).
+    """
+    lanes = lanes_of(sums.array)
+    for row in range(rows):
+        first, second = panel_vector(sums, 4 * block, row), panel_vector(sums, 4 * block + 2, row)
+        i_and_f, g_and_o = load(sums.array, first), load(sums.array, first + lanes)
+        store(sums.array, first, lower_half(i_and_f))
+        store(sums.array, first + lanes, upper_half(i_and_f))
+        store(sums.array, second, lower_half(g_and_o))
+        store(sums.array, second + lanes, upper_half(g_and_o))
+
+
+@function
 def _apply_lstm(address, like):
     job, lanes = cell_job_at(address), lanes_of(like)
     first_block, last_block, rows, keep = job.first_block, job.last_block, job.rows, job.keep != 0
     sums, h = panels_at(job.sums, job.sums_stride, like), rows_at(job.h, job.h_stride, like)
     c = rows_at(job.c, job.c_stride, like)
+    if 4 * last_block > job_at(job.job).gate_vectors:  # half a block at the end
+        _widen_half(sums, last_block - 1, rows)
     # Two passes: in one, the 150 cycles from the gates over c to h are longer than the CPU can look ahead to the next
     # vector: 18 ns in two, of 64 rows, where one takes half as much again.
     for block in range(first_block, last_block):

@@ -31,6 +31,7 @@ FIELDS = (
     "gates",  # of a unit
     "unit_blocks",  # H in vectors, rounded up
     "unit_group",  # unit blocks whose gates fill whole panels: slices of units are whole groups
+    "gate_vectors",  # that the gates of all units fill (nblstm.engine.packing)
     "split",  # over ROWS of the batch or over UNITS; or over LAYERS, of which each has a job
     "parts",  # into how many slices
     "stages",  # 1 + T, or 1 + 2 T with a projection

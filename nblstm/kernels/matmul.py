@@ -19,7 +19,7 @@ from nblstm.kernels.atomics import caller_of
 from nblstm.kernels.memory import address_at, numbers_at
 from nblstm.kernels.policy import LINE, VECTOR_BYTES, function, worker
 from nblstm.kernels.simd import lanes_of
-from nblstm.kernels.tile import PANEL_VECTORS, PANELS_AT_ONCE, ROWS, TILES_TO_SHARE, multiply_tile
+from nblstm.kernels.tile import HAS_HALF_PANELS, PANEL_VECTORS, PANELS_AT_ONCE, ROWS, TILES_TO_SHARE, multiply_tile
 
 # Terms of a chain at most. 1 % of a product's time goes into the additions between chains, 3 % with 32; with 128 errors
 # are half as large again, and some layers' reach the limit of tests/test_parity.py (docs/performance.md, "Accuracy").
@@ -31,6 +31,7 @@ _TILES_TO_STAY = 2 if VECTOR_BYTES == LINE else 1 << 30
 _CHAINS_TO_STAY = 2
 # Numba would compile a second `multiply_add` for a literal False.
 FORWARDS = np.bool_(False)
+_ALL = np.int64(1 << 62)
 _ZERO, _ONE = np.int64(0), np.int64(1)
 
 
@@ -83,7 +84,7 @@ _call_product = caller_of("product")
 
 
 @function
-def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, product, backwards):
+def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, product, backwards, vectors=_ALL):
     """Set `product` to `addend` plus the first `rows` rows of `a` times panels [first_panel, last_panel).
 
     a          in   Rows of `terms` elements
@@ -91,12 +92,13 @@ def multiply_add(rows, terms, a, weights, first_panel, last_panel, addend, produ
     addend     in   Panels; may be `product` itself
     product    out  Panels; overlaps neither a nor weights
     backwards  from the last panel to the first: the same bits, other panels in the cache at the end
+    vectors    how many the panels have from panel 0 on: what the last one has beyond them may be left out
     """
     a_at, weights_at = address_at(a.array, a.start), address_at(weights, 0)
     c_at, d_at = address_at(addend.array, addend.start), address_at(product.array, product.start)
     c_strides, d_strides = (addend.stride, addend.row_stride), (product.stride, product.row_stride)
-    panels = first_panel, last_panel
-    numbers = rows, terms, a_at, a.stride, weights_at, *panels, c_at, *c_strides, d_at, *d_strides, np.int64(backwards)
+    panels, way = (first_panel, last_panel, vectors), np.int64(backwards)
+    numbers = rows, terms, a_at, a.stride, weights_at, *panels, c_at, *c_strides, d_at, *d_strides, way
     _call_product(product.array, numbers)
 
 
@@ -111,10 +113,14 @@ def share_of_next(tiles, terms, next_terms, term_bytes):
 
 
 @function
-def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards, like):
+def _multiply(
+    rows, terms, a, a_row, b, first_panel, last_panel, vectors, c, c_panel, c_row, d, d_panel, d_row, back, like
+):
     """Do a product; names, addresses and strides as those of a tile, but b is where panel 0 begins."""
     if rows == 0:
         return
+    # The last panel, where half of it is enough, is not among the whole ones.
+    whole = last_panel - (HAS_HALF_PANELS and last_panel * PANEL_VECTORS - vectors >= PANEL_VECTORS // 2)
     tiles = (rows + ROWS - 1) // ROWS
     at_once = PANELS_AT_ONCE[rows // tiles]
     if rows % tiles:  # tiles of two heights, of which each takes panels by its own number
@@ -125,14 +131,14 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
     width, item = panel_width(like), VECTOR_BYTES // lanes_of(like)
     terms_at_once = max(1, _CHAINS_TO_STAY * chain if tiles >= _TILES_TO_STAY else terms)
     for n in range(groups):
-        first = first_panel + (groups - 1 - n if backwards else n) * at_once
+        first = first_panel + (groups - 1 - n if back else n) * at_once
         end = min(first + at_once, last_panel)
         for begin in range(0, max(1, terms), terms_at_once):
             stop = min(begin + terms_at_once, terms)
             # What comes next: other terms of the same panels, or the first terms of the next panels.
             next_first, next_begin = first, stop
             if stop == terms:
-                next_first, next_begin = max(0, first - at_once if backwards else first + at_once), _ZERO
+                next_first, next_begin = max(0, first - at_once if back else first + at_once), _ZERO
             step = _ZERO
             if tiles >= TILES_TO_SHARE:
                 step = share_of_next(tiles, stop - begin, min(terms_at_once, terms - next_begin), width * item)
@@ -142,8 +148,8 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
                 height = (rows - row + tiles - tile - 1) // (tiles - tile)
                 panel, panels = first, PANELS_AT_ONCE[height]
                 while panel < end:
-                    while panel + panels > end:
-                        panels //= 2
+                    while panel + panels > min(end, whole):
+                        panels //= 2  # down to 0: a half one
                     ahead = _ZERO
                     if tiles >= TILES_TO_SHARE:
                         next_panel = next_first + panel - first
@@ -169,19 +175,27 @@ def _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_r
                         d_panel,
                         d_row,
                     )
-                    panel += panels
+                    panel += max(_ONE, panels)
                 row += height
 
 
 @worker
-def product_float32(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards):
+def product_float32(
+    rows, terms, a, a_row, b, first_panel, last_panel, vectors, c, c_panel, c_row, d, d_panel, d_row, back
+):
     """The product in float32."""
     like = np.float32(0)
-    _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards, like)
+    _multiply(
+        rows, terms, a, a_row, b, first_panel, last_panel, vectors, c, c_panel, c_row, d, d_panel, d_row, back, like
+    )
 
 
 @worker
-def product_float64(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards):
+def product_float64(
+    rows, terms, a, a_row, b, first_panel, last_panel, vectors, c, c_panel, c_row, d, d_panel, d_row, back
+):
     """The product in float64."""
     like = np.float64(0)
-    _multiply(rows, terms, a, a_row, b, first_panel, last_panel, c, c_panel, c_row, d, d_panel, d_row, backwards, like)
+    _multiply(
+        rows, terms, a, a_row, b, first_panel, last_panel, vectors, c, c_panel, c_row, d, d_panel, d_row, back, like
+    )

@@ -37,9 +37,9 @@ _ZERO, _ONE = np.int64(0), np.int64(1)
 
 
 @function
-def _panels_of(blocks, gates):
+def _panels_of(job, blocks):
     """Return how many panels the gates of the first `blocks` unit blocks fill, the last one perhaps in part."""
-    return (blocks * gates + PANEL_VECTORS - 1) // PANEL_VECTORS
+    return (min(blocks * job.gates, job.gate_vectors) + PANEL_VECTORS - 1) // PANEL_VECTORS
 
 
 @inlined
@@ -56,10 +56,10 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
     lanes, width = lanes_of(h), panel_width(h)
     input_weights, bias = numbers_at(job.input_weights, h), Panels(numbers_at(job.bias, h), _ZERO, width, _ZERO)
     recurrent_weights = numbers_at(job.recurrent_weights, h)
-    t = step_of(job, s)
+    t, vectors = step_of(job, s), job.gate_vectors
     alive = alive_rows(job, t, part, first_row, last_row)
     rows = alive - first_row
-    first_panel, last_panel = _panels_of(first_block, job.gates), _panels_of(last_block, job.gates)
+    first_panel, last_panel = _panels_of(job, first_block), _panels_of(job, last_block)
     panel_stride = (job.block * (last_row - first_row) if job.block > 1 else rows) * width
     begins = s - s % job.block
     x = Rows(inputs, _ZERO, job.input_stride)
@@ -68,7 +68,8 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
         slots = gather_inputs(job, begins, ends, part, first_row, last_row, inputs)
         if job.block > 1:
             projected = Panels(sums, -first_panel * panel_stride, panel_stride, width)
-            multiply_add(slots, job.inputs, x, input_weights, first_panel, last_panel, bias, projected, FORWARDS)
+            panels = first_panel, last_panel
+            multiply_add(slots, job.inputs, x, input_weights, *panels, bias, projected, FORWARDS, vectors)
     h_before = Rows(h, ((s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
     h_after = Rows(h, ((1 - s % 2) * job.rows + first_row) * job.h_stride, job.h_stride)
     c_rows = Rows(c, first_row * job.c_stride, job.c_stride)
@@ -84,17 +85,17 @@ def _advance(job, s, part, first_row, last_row, first_block, last_block, sums, i
     for n in range(turns):
         block = first_block + (turns - 1 - n if back else n) * blocks_at_once
         end_block = min(block + blocks_at_once, last_block)
-        panel, end_panel = _panels_of(block, job.gates), _panels_of(end_block, job.gates)
+        panel, end_panel = _panels_of(job, block), _panels_of(job, end_block)
         # With one step a block, the sums of a few unit blocks fit the cache and are used before the next ones come.
         origin = first_panel if job.block > 1 else panel
         gates = Panels(sums, slot * width - origin * panel_stride, panel_stride, width)
         if job.block == 1:
-            multiply_add(rows, job.inputs, x, input_weights, panel, end_panel, bias, gates, back)
+            multiply_add(rows, job.inputs, x, input_weights, panel, end_panel, bias, gates, back, vectors)
         addend = recurrent = gates
         if job.recurrent_bias != 0:
             addend = Panels(numbers_at(job.recurrent_bias, h), _ZERO, width, _ZERO)
             recurrent = Panels(sums, job.recurrent_sums - panel * rows * width, rows * width, width)
-        multiply_add(rows, job.outputs, h_before, recurrent_weights, panel, end_panel, addend, recurrent, back)
+        multiply_add(rows, job.outputs, h_before, recurrent_weights, panel, end_panel, addend, recurrent, back, vectors)
         cell = cell_job_at(cell_job)
         cell.t, cell.first_row, cell.rows, cell.first_block, cell.last_block = t, first_row, rows, block, end_block
         cell.sums, cell.sums_stride = address_at(sums, gates.start), gates.stride
@@ -139,8 +140,10 @@ def _slice(first_job, piece, step, like):
         last_stage = min(1 + (step - piece + 1) * of_block, job.stages) if step >= piece else _ZERO
     first_row, last_row = share(job.rows, row_part, row_parts)
     groups = (job.unit_blocks + job.unit_group - 1) // job.unit_group
-    first_group, last_group = share(groups, unit_part, unit_parts)
-    first_block, last_block = first_group * job.unit_group, min(last_group * job.unit_group, job.unit_blocks)
+    # Counted from the end: there the slices are that have one more, as the very last group may have less to do.
+    after_last, after_first = share(groups, unit_parts - 1 - unit_part, unit_parts)
+    first_block = (groups - after_first) * job.unit_group
+    last_block = min((groups - after_last) * job.unit_group, job.unit_blocks)
     cell_job = on_stack(_CELL_JOB_SIZE)
     cell_job_at(cell_job).job = first_job + (piece // parts) * _JOB_SIZE
     for stage in range(first_stage, last_stage):

@@ -275,6 +275,24 @@ def store(typing_context: Any, numbers: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def lower_half(typing_context: Any, x: Any) -> Any:
+    """The lower half of x, and zeros above."""
+    return _elementwise((x,), lambda builder, x: _lowered(builder, x, 0))
+
+
+@intrinsic
+def upper_half(typing_context: Any, x: Any) -> Any:
+    """The upper half of x below, and zeros above."""
+    return _elementwise((x,), lambda builder, x: _lowered(builder, x, x.type.count // 2))
+
+
+def _lowered(builder: ir.IRBuilder, x: ir.Value, first: int) -> ir.Value:
+    count = x.type.count
+    zeros = ir.Constant(x.type, [0.0] * count)
+    return shuffle(builder, x, zeros, [*range(first, first + count // 2), *range(count, count + count // 2)])
+
+
+@intrinsic
 def transpose(
     typing_context: Any, source: Any, start: Any, stride: Any, target: Any, target_start: Any, target_stride: Any
 ) -> Any:

@@ -57,6 +57,8 @@ PANEL_VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
 # By the number of rows: 8 accumulators or more, and 12 for 4 rows, which are up to a seventh faster. Without a fused
 # multiply-add a product needs a register of its own, and 3 rows of 4 vectors, or 4 of 3, would spill.
 PANELS_AT_ONCE = (0, 2, 2, 2, 1, 1, 1) if VECTOR_REGISTERS == 32 else (0, 4, 2, *((2, 3) if HAS_FMA else (1, 1)), 1, 1)
+# Whether a tile may do half a panel: of 2 vectors it would be one, with too few chains.
+HAS_HALF_PANELS = PANEL_VECTORS > 2
 _ACCUMULATORS = 24 if VECTOR_REGISTERS == 32 else 12
 _UNROLL = 4  # a power of two
 # With fewer rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
@@ -134,8 +136,8 @@ _Column = tuple[int, int]  # a panel, and which of its vectors
 
 
 def _tiles(rows: int, panels: int) -> list[list[_Column]]:
-    """Return the columns of the tiles, one after another, that together do `panels` panels."""
-    vectors = list(product(range(panels), range(PANEL_VECTORS)))
+    """Return the columns of the tiles, one after another, that together do `panels` panels, or 0: half of one."""
+    vectors = list(product(range(panels), range(PANEL_VECTORS))) or [(0, n) for n in range(PANEL_VECTORS // 2)]
     size = len(vectors) // -(-rows * len(vectors) // _ACCUMULATORS)
     tiles = []
     for first in range(0, len(vectors), size):
@@ -330,6 +332,8 @@ def multiply_tile(
 ) -> Any:
     """d = c + a b for `rows` rows (1 to ROWS) and `panels` panels (PANELS_AT_ONCE[rows], or that halved, down to 1).
 
+    With `HAS_HALF_PANELS` 0 stands for the first half of one.
+
     a, b, ahead, c and d are addresses; strides count elements as `like`; nothing is checked. A chain has `chain` terms,
     at least 1 if there are any; the last one has what is left.
 
@@ -352,16 +356,16 @@ def multiply_tile(
         size = builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows)
         choice = builder.switch(builder.add(builder.mul(is_own, ir.Constant(I64, 128)), size), finished)
         for count, own in product(range(1, ROWS + 1), (False, True)):
-            width = PANELS_AT_ONCE[count]
-            while width:
+            most = PANELS_AT_ONCE[count]
+            for width in [most >> halvings for halvings in range(most.bit_length() + HAS_HALF_PANELS)]:
                 block = builder.append_basic_block(f"tile.{count}x{width}")
                 choice.add_case(ir.Constant(I64, 128 * own + 16 * width + count), block)
                 with builder.goto_block(block):
                     for columns in _tiles(count, width):
-                        asks_own = own and count >= _ROWS_TO_PREFETCH
+                        # Half a panel is rare: it has one function, of the kind that needs to be told nothing.
+                        asks_own = (own or width == 0) and count >= _ROWS_TO_PREFETCH
                         builder.call(_tile_function(builder.module, like, count, columns, asks_own), operands)
                     builder.branch(finished)
-                width //= 2
         builder.position_at_end(finished)
         return context.get_dummy_value()
 
