@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import KINDS, as_tuple, layers, of_each, random_inputs, torch_twin
+from cases import KINDS, as_tuple, assert_same_bits, layers, of_each, random_inputs, torch_twin
 from gradients import PLANS, flat, gradients_of, torch_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -336,3 +336,20 @@ from nblstm.kernels import team
 assert not team._team.helpers
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(nblstm.__file__).parents[1], timeout=300)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("hidden_size", [3, 12, 20])
+def test_infinite_inputs_have_the_gradients_of_huge_ones(kind: str, hidden_size: int, dtype: Any) -> None:
+    """Both saturate the gates; but infinity times the zero weights of a padded unit is no number."""
+    layer = KINDS[kind](4, hidden_size, dtype=dtype, seed=1)
+    gradients = []
+    for value in (np.inf, 1e30):
+        x = np.random.default_rng(0).standard_normal((3, 5, 4)).astype(dtype)
+        x[1, 2, 3] = value
+        (output, _), backward = layer.vjp(x)
+        gradients.append(backward(np.ones_like(output)))
+    infinite, huge = gradients
+    assert np.isfinite(huge.input).all()
+    assert_same_bits(infinite.input, huge.input)
+    assert_same_bits(infinite.hx, huge.hx)

@@ -314,8 +314,19 @@ def _back_rnn(rectify, kept, gradients, dh, first_block, last_block):
 
 
 @function
+def zero_padding(gradients, slots, size, units):
+    """Set the gradients of a row's padded units to zero, which may be no numbers.
+
+    Where x is infinite, so are the sums of these units: infinity times their zero weights.
+    """
+    for slot in range(slots):
+        for unit in range(slot * size + units, (slot + 1) * size):
+            gradients[unit] = 0
+
+
+@function
 def back_through_cell(code, kept, before, gradients, dh, dc, size, first_block, last_block):
-    """Take one row of unit blocks [first_block, last_block) back.
+    """Take one row of unit blocks [first_block, last_block) back, padded units of the last one too.
 
     kept       in     slots of `size` numbers, as the way there left them
     before     in     c of the step before, of a GRU h; whole vectors
