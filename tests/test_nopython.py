@@ -99,6 +99,20 @@ def test_a_step_back_is_that_of_vjp(layer: Any, seed: int) -> None:
     functions_of(layer)[2](weights, x[0], *states, *map(np.copy, d_states), d_x, d_parameters[:0])
 
 
+@pytest.mark.parametrize("layer", [LSTM(4, 3, seed=1), GRU(4, 12, seed=1), RNN(4, 20, seed=1)], ids=repr)
+def test_a_step_back_from_an_infinite_input_is_that_from_a_huge_one(layer: Any) -> None:
+    """As of vjp (tests/test_vjp.py): padded units, which are no numbers then, have no part in it."""
+    weights, results = layer.nopython_weights(backward=True), []
+    for value in (np.inf, 1e30):
+        x, d_x = np.array([1, value, -1, 2], np.float32), np.zeros(4, np.float32)
+        states = random_states(layer)
+        gradients = tuple(np.ones_like(state) for state in states)
+        functions_of(layer)[2](weights, x, *states, *gradients, d_x, np.empty(0, np.float32))
+        results.append((d_x, *gradients))
+    for infinite, huge in zip(*results, strict=True):
+        assert np.isfinite(huge).all() and np.array_equal(infinite, huge)
+
+
 @numba.njit
 def go(weights: Any, x: Any, h: Any, c: Any, output: Any) -> None:
     for t in range(x.shape[0]):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nblstm.kernels.cells import back_through_cell, zero_padding
+from nblstm.kernels.cells import back_through_cell
 from nblstm.kernels.job import BACKWARD_JOB, ROWS, UNITS, backward_job_at
 from nblstm.kernels.matmul import Panels, Rows, multiply_add, panel_width, product_float32, product_float64
 from nblstm.kernels.memory import itemsize_of, numbers_at
@@ -151,9 +151,8 @@ def _through_cell(job, s, part, first_row, last_row, first_block, last_block, d_
             before = _before(job, s, row, rows_before, h_before, dc.array)
         row_dh = Rows(d_hidden.array, d_hidden.start + row * d_hidden.stride, d_hidden.stride)
         row_dc = Rows(dc.array, dc.start + row * dc.stride, dc.stride)
-        back_through_cell(job.cell, kept, before, gradients, row_dh, row_dc, padded, first_block, last_block)
-        if last_block == job.unit_blocks:
-            zero_padding(gradients, job.slots, padded, job.units)
+        sizes = padded, job.slots, job.units
+        back_through_cell(job.cell, kept, before, gradients, row_dh, row_dc, *sizes, first_block, last_block)
 
 
 @inlined

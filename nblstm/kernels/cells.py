@@ -314,23 +314,12 @@ def _back_rnn(rectify, kept, gradients, dh, first_block, last_block):
 
 
 @function
-def zero_padding(gradients, slots, size, units):
-    """Set the gradients of a row's padded units to zero, which may be no numbers.
-
-    Where x is infinite, so are the sums of these units: infinity times their zero weights.
-    """
-    for slot in range(slots):
-        for unit in range(slot * size + units, (slot + 1) * size):
-            gradients[unit] = 0
-
-
-@function
-def back_through_cell(code, kept, before, gradients, dh, dc, size, first_block, last_block):
-    """Take one row of unit blocks [first_block, last_block) back, padded units of the last one too.
+def back_through_cell(code, kept, before, gradients, dh, dc, size, slots, units, first_block, last_block):
+    """Take one row of unit blocks [first_block, last_block) of a layer of so many units back.
 
     kept       in     slots of `size` numbers, as the way there left them
     before     in     c of the step before, of a GRU h; whole vectors
-    gradients  out    slots of `size` numbers
+    gradients  out    so many slots of `size` numbers; zeros for padded units
     dh         inout  Rows: at first the gradient of h'; at last that part of h's which does not go through the sums,
                       where the cell has such a part, else not touched
     dc         inout  Rows: from c' to c, where there is a cell state, else not touched
@@ -341,3 +330,7 @@ def back_through_cell(code, kept, before, gradients, dh, dc, size, first_block, 
         _back_gru(kept, before, gradients, dh, size, first_block, last_block)
     elif code in (_RNN_TANH, _RNN_RELU):
         _back_rnn(code == _RNN_RELU, kept, gradients, dh, first_block, last_block)
+    # Where x is infinite, what was kept of padded units is no number: infinity times their zero weights.
+    for slot in range(slots):
+        for unit in range(slot * size + units, slot * size + last_block * lanes_of(kept)):
+            gradients[unit] = 0

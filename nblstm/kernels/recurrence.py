@@ -140,7 +140,7 @@ def _slice(first_job, piece, step, like):
         last_stage = min(1 + (step - piece + 1) * of_block, job.stages) if step >= piece else _ZERO
     first_row, last_row = share(job.rows, row_part, row_parts)
     groups = (job.unit_blocks + job.unit_group - 1) // job.unit_group
-    # Counted from the end: there the slices are that have one more, as the very last group may have less to do.
+    # Counted from the end, so that the last slices have one group more: the very last group may have less to do.
     after_last, after_first = share(groups, unit_parts - 1 - unit_part, unit_parts)
     first_block = (groups - after_first) * job.unit_group
     last_block = min((groups - after_last) * job.unit_group, job.unit_blocks)

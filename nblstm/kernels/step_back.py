@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nblstm.kernels.cells import back_through_cell, lstm_hidden_state, zero_padding
+from nblstm.kernels.cells import back_through_cell, lstm_hidden_state
 from nblstm.kernels.job import one_row_job_at
 from nblstm.kernels.matmul import FORWARDS, Panels, Rows, multiply_add, panel_width, product_float32, product_float64
 from nblstm.kernels.memory import itemsize_of, numbers_at
@@ -109,8 +109,8 @@ def _step_back(address, like):
     before = numbers_at(job.workspace + before_start * item, kept)
     gradients = numbers_at(job.workspace + gradients_start * item, kept)
     d_hidden, dc = Rows(scratch, hidden_start, padded), Rows(scratch, c_start, padded)
-    back_through_cell(job.cell, kept, before, gradients, d_hidden, dc, padded, _ZERO, job.unit_blocks)
-    zero_padding(gradients, job.slots, padded, job.units)
+    sizes = padded, job.slots, job.units
+    back_through_cell(job.cell, kept, before, gradients, d_hidden, dc, *sizes, _ZERO, job.unit_blocks)
     x = numbers_at(job.x, kept)
     if job.d_parameters != 0:
         m = numbers_at(job.workspace + m_start * item, kept)
