@@ -17,7 +17,7 @@ import numpy as np
 
 from nblstm.kernels.atomics import caller_of
 from nblstm.kernels.memory import address_at, numbers_at
-from nblstm.kernels.policy import LINE, VECTOR_BYTES, function, worker
+from nblstm.kernels.policy import IS_ZEN, LINE, VECTOR_BYTES, function, worker
 from nblstm.kernels.simd import lanes_of
 from nblstm.kernels.tile import HAS_HALF_PANELS, PANEL_VECTORS, PANELS_AT_ONCE, ROWS, TILES_TO_SHARE, multiply_tile
 
@@ -26,8 +26,9 @@ from nblstm.kernels.tile import HAS_HALF_PANELS, PANEL_VECTORS, PANELS_AT_ONCE, 
 _CHAIN = 64
 # Vectors of a whole line come from L2 at nearly the rate that it can give: from so many tiles on, all do two chains of
 # a panel before any does the next two, and the 32 KB of weights that these take stay in L1: 3 to 5 % on a shared core,
-# and where weights come from L3, a tenth for 2 tiles.
-_TILES_TO_STAY = 2 if VECTOR_BYTES == LINE else 1 << 30
+# and where weights come from L3, a tenth for 2 tiles. Not with the 32 KB of L1 that Zen 4 has, whose L2 gives more than
+# a tile can take: 1 to 8 % slower.
+_TILES_TO_STAY = 2 if VECTOR_BYTES == LINE and not IS_ZEN else 1 << 30
 _CHAINS_TO_STAY = 2
 # Numba would compile a second `multiply_add` for a literal False.
 FORWARDS = np.bool_(False)

@@ -49,19 +49,20 @@ if numba.config.DISABLE_JIT:
     )
 
 
-def _host() -> tuple[int, int, bool]:
-    """Return (vector width in bytes, vector registers, whether FMA is an instruction) of the CPU Numba compiles for."""
-    triple, _, listed = cpu_target.target_context.codegen().magic_tuple()
+def _host() -> tuple[int, int, bool, bool]:
+    """Return what Numba's CPU has: bytes of a vector, vector registers, FMA as an instruction, the design of a Zen."""
+    triple, name, listed = cpu_target.target_context.codegen().magic_tuple()
     features = set(listed.split(","))
     if not triple.startswith(("x86", "i686", "amd64")):
-        return 16, 32, triple.startswith(("aarch64", "arm64", "powerpc64", "ppc64"))
+        return 16, 32, triple.startswith(("aarch64", "arm64", "powerpc64", "ppc64")), False
+    is_zen = name.startswith("znver")
     if "+avx512f" in features:
-        return 64, 32, True
+        return 64, 32, True, is_zen
     fused = "+fma" in features
-    return (32 if fused and "+avx2" in features else 16), 16, fused
+    return (32 if fused and "+avx2" in features else 16), 16, fused, is_zen
 
 
-VECTOR_BYTES, VECTOR_REGISTERS, HAS_FMA = _host()
+VECTOR_BYTES, VECTOR_REGISTERS, HAS_FMA, IS_ZEN = _host()
 
 
 LINE = 64  # bytes of a cache line

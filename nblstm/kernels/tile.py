@@ -34,8 +34,8 @@ the core's second thread, the rate of instructions is the limit, and the tile is
 Weights come in the order of memory, but a tall tile asks for them more slowly than the hardware fetches ahead for, and
 it does not fetch beyond a page: from main memory 6 rows ran at 65 % of the peak. So a tile of 4 rows or more asks for
 lines itself. From `TILES_TO_SHARE` tiles over the same weights on, each asks for an equal part of those that come next:
-few instructions, and the lines come evenly over time. Fewer tiles ask for their own, some way ahead
-(docs/performance.md).
+few instructions, and the lines come evenly over time. Fewer tiles, and all on CPUs that fetch better by themselves, ask
+for their own, some way ahead (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from nblstm.kernels.memory import I64, llvm_prefetch
-from nblstm.kernels.policy import HAS_FMA, LINE, VECTOR_BYTES, VECTOR_REGISTERS
+from nblstm.kernels.policy import HAS_FMA, IS_ZEN, LINE, VECTOR_BYTES, VECTOR_REGISTERS
 from nblstm.kernels.simd import llvm_element, llvm_fma, llvm_vector, splat
 
 ROWS = 6
@@ -64,8 +64,10 @@ _UNROLL = 4  # a power of two
 # With fewer rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
 _ROWS_TO_PREFETCH = 4
 # With fewer tiles over a panel each asks for its own lines. On AVX2 parts of the next panel that 1 or 2 tiles asked for
-# left out too many, and cost 6 rows of weights in L3 a third.
-TILES_TO_SHARE = 2 if VECTOR_BYTES == LINE else 3
+# left out too many, and cost 6 rows of weights in L3 a third. Zen 4 fetches single lines, where Intel's CPUs fetch two,
+# and follows a tile's own reading better: 12 to 32 rows of weights in L3 were a tenth to a third slower.
+_NEVER = 1 << 30
+TILES_TO_SHARE = 3 if VECTOR_BYTES < LINE else _NEVER if IS_ZEN else 2
 # Requests in a turn of the loop, for what comes next and for the tile's own lines. AVX-512: with 2 for what comes next,
 # 3 and 4 tiles left out lines, and 24 rows of weights in L3 were a fifth slower; one for each own line would be one for
 # each load, and 4 to 12 rows of weights in L2 were a fifth to a third slower. With one in eight the hardware does the
@@ -348,6 +350,7 @@ def multiply_tile(
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         _, rows, panels, terms, chain, a, a_row, b, b_panel, ahead, step, *addend_and_sum = args
         c, c_panel, c_row, d, d_panel, d_row = addend_and_sum
+        kinds = (True,) if TILES_TO_SHARE == _NEVER else (False, True)
         is_own = builder.zext(builder.icmp_signed("==", ahead, ir.Constant(I64, 0)), I64)
         a, b, c, d = (builder.inttoptr(place, llvm_element(like).as_pointer()) for place in (a, b, c, d))
         ahead = builder.inttoptr(ahead, ir.IntType(8).as_pointer())
@@ -355,7 +358,7 @@ def multiply_tile(
         finished = builder.append_basic_block("tile.finished")
         size = builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows)
         choice = builder.switch(builder.add(builder.mul(is_own, ir.Constant(I64, 128)), size), finished)
-        for count, own in product(range(1, ROWS + 1), (False, True)):
+        for count, own in product(range(1, ROWS + 1), kinds):
             most = PANELS_AT_ONCE[count]
             for width in [most >> halvings for halvings in range(most.bit_length() + HAS_HALF_PANELS)]:
                 block = builder.append_basic_block(f"tile.{count}x{width}")
