@@ -27,13 +27,13 @@ for shared in (product_float32, product_float64):
 
 
 @policy.open_entry
-def product(rows, terms, a, a_row, weights, bias, panels, first_panel, vectors, out):
+def product(rows, terms, a, a_row, weights, bias, panels, first_panel, vectors, backwards, out):
     width = panel_width(out)
     rows_of_a, addend, into = Rows(a, 0, a_row), Panels(bias, 0, width, 0), Panels(out, 0, out.size // panels, width)
-    multiply_add(rows, terms, rows_of_a, weights, first_panel, panels, addend, into, False, vectors)
+    multiply_add(rows, terms, rows_of_a, weights, first_panel, panels, addend, into, backwards, vectors)
 
 
-def multiply(a, w, bias, first_panel=0, vectors=1 << 62):
+def multiply(a, w, bias, first_panel=0, vectors=1 << 62, backwards=False):
     """Return a @ w.T + bias by panels, (rows, outputs), and the panels before `first_panel` untouched (NaN)."""
     width = PANEL_VECTORS * policy.lanes(a.itemsize)
     panels = -(-w.shape[0] // width)
@@ -41,8 +41,8 @@ def multiply(a, w, bias, first_panel=0, vectors=1 << 62):
     padded_bias = np.zeros(panels * width, a.dtype)
     padded_bias[: bias.size] = bias
     flat = out.reshape(-1)
-    packed = pack_panels(w)
-    product(len(a), a.shape[1], a.reshape(-1), a.shape[1], packed, padded_bias, panels, first_panel, vectors, flat)
+    operands = a.reshape(-1), a.shape[1], pack_panels(w), padded_bias
+    product(len(a), a.shape[1], *operands, panels, first_panel, vectors, backwards, flat)
     return out.swapaxes(0, 1).reshape(len(a), panels * width)[:, : w.shape[0]]
 
 
@@ -78,13 +78,15 @@ def test_panels_that_were_not_asked_for_are_not_touched():
 
 @pytest.mark.parametrize("rows", range(1, 2 * ROWS + 1))
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_vectors_beyond_the_last_may_be_left_out(dtype, rows):
+@pytest.mark.parametrize("terms", [70, 300])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_vectors_beyond_the_last_may_be_left_out(dtype, terms, backwards, rows):
     random = np.random.default_rng(rows)
     lanes = policy.lanes(np.dtype(dtype).itemsize)
     for count in range(1, 5 * PANEL_VECTORS + 1):
         outputs, whole = count * lanes, -(-count // PANEL_VECTORS) * PANEL_VECTORS * lanes
-        a, w = random.standard_normal((rows, 70)).astype(dtype), random.standard_normal((whole, 70)).astype(dtype)
-        got, expected = multiply(a, w, w[:, 0], vectors=count), multiply(a, w, w[:, 0])
+        a, w = random.standard_normal((rows, terms)).astype(dtype), random.standard_normal((whole, terms)).astype(dtype)
+        got, expected = multiply(a, w, w[:, 0], vectors=count, backwards=backwards), multiply(a, w, w[:, 0])
         assert np.array_equal(got[:, :outputs], expected[:, :outputs])
         left_out = whole // lanes - count >= PANEL_VECTORS // 2 > 1
         assert np.isnan(got[:, whole - PANEL_VECTORS // 2 * lanes :]).all() == left_out

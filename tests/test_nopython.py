@@ -99,7 +99,7 @@ def test_a_step_back_is_that_of_vjp(layer: Any, seed: int) -> None:
     functions_of(layer)[2](weights, x[0], *states, *map(np.copy, d_states), d_x, d_parameters[:0])
 
 
-@pytest.mark.parametrize("layer", [LSTM(4, 3, seed=1), GRU(4, 12, seed=1), RNN(4, 20, seed=1)], ids=repr)
+@pytest.mark.parametrize("layer", [LSTM(4, 3, seed=1), GRU(4, 13, seed=1), RNN(4, 21, seed=1)], ids=repr)
 def test_a_step_back_from_an_infinite_input_is_that_from_a_huge_one(layer: Any) -> None:
     """As of vjp (tests/test_vjp.py): padded units, which are no numbers then, have no part in it."""
     weights, results = layer.nopython_weights(backward=True), []

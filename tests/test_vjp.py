@@ -340,16 +340,32 @@ assert not team._team.helpers
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("hidden_size", [3, 12, 20])
-def test_infinite_inputs_have_the_gradients_of_huge_ones(kind: str, hidden_size: int, dtype: Any) -> None:
-    """Both saturate the gates; but infinity times the zero weights of a padded unit is no number."""
-    layer = KINDS[kind](4, hidden_size, dtype=dtype, seed=1)
-    gradients = []
-    for value in (np.inf, 1e30):
-        x = np.random.default_rng(0).standard_normal((3, 5, 4)).astype(dtype)
-        x[1, 2, 3] = value
-        (output, _), backward = layer.vjp(x)
-        gradients.append(backward(np.ones_like(output)))
-    infinite, huge = gradients
-    assert np.isfinite(huge.input).all()
-    assert_same_bits(infinite.input, huge.input)
-    assert_same_bits(infinite.hx, huge.hx)
+@pytest.mark.parametrize("arguments", [{}, {"bidirectional": True, "num_layers": 2}, {"proj_size": 2}], ids=str)
+@pytest.mark.parametrize("packed", [False, True])
+def test_infinite_inputs_have_the_gradients_of_huge_ones(
+    kind: str, hidden_size: int, arguments: dict[str, Any], packed: bool, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both saturate the gates; but infinity times the zero weights of a padded unit is no number.
+
+    Not so of a relu, whose states would be infinite, nor of the gradients of the weights: infinity times the slope of
+    a saturated gate, which is zero.
+    """
+    if kind != "LSTM" and "proj_size" in arguments:
+        pytest.skip("only an LSTM has a projection")
+    layer = KINDS[kind](4, hidden_size, **arguments, dtype=dtype, seed=1)
+    lengths = [3, 1, 2, 3, 1] if packed else None
+    monkeypatch.setattr(plan, "choose_for_layers", lambda *arguments: None)
+    for split in PLANS:
+        monkeypatch.setattr(plan, "choose", lambda *arguments, split=split: split)
+        infinite, huge = (gradients_at(layer, value, lengths, dtype) for value in (np.inf, 1e30))
+        assert np.isfinite(huge.input).all()
+        assert_same_bits(infinite.input, huge.input)
+        assert_same_bits(infinite.hx, huge.hx)
+
+
+def gradients_at(layer: Any, value: float, lengths: Any, dtype: Any) -> Any:
+    """Return the gradients of the sum of the output where one number of the input has this value."""
+    x = np.random.default_rng(0).standard_normal((3, 5, 4)).astype(dtype)
+    x[1, 2, 3] = value
+    (output, _), backward = layer.vjp(x, lengths=lengths)
+    return backward(np.ones_like(output))

@@ -1,8 +1,9 @@
 """Weights as the kernels read them: panels of the register tile.
 
 The gates of a unit must meet in the same tile's rows, so outputs are ordered by unit blocks of one vector each:
-vector number ``block * gates + gate`` holds that gate of units ``block * lanes ... block * lanes + lanes - 1``. Units
-are padded to whole vectors with zero weights, whose results are never read.
+vector number ``block * gates + gate`` holds that gate of units ``block * lanes ... block * lanes + lanes - 1``, but for
+half a block at the end (`_by_unit_block`). Units are padded to whole vectors with zero weights. What comes of these is
+never read, and no number where an input is infinite: so the way back sets its gradients to zero (nblstm.kernels.cells).
 """
 
 from __future__ import annotations

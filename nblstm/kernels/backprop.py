@@ -6,7 +6,7 @@ For each step from the last one back, with the gates' gradients G, those of a ce
     G[t, r], dc[t - 1, r] = back(dh[t, r], dc[t, r])     with a projection of W_hr^T dh[t, r]
 
 All that does not wait for the step after it follows from G as products over many rows at once: nblstm.kernels.products
-has that of x, nblstm.kernels.weight_gradients those of the weights. Slices, stages and rows are those of
+has that of x, nblstm.kernels.weight_gradients those of the weights. Slices, stages and rows are like those of
 nblstm.kernels.recurrence; every buffer is described in nblstm.kernels.job.
 """
 

@@ -48,7 +48,9 @@ class Cell(NamedTuple):
     gates: int  # rows of a weight matrix: gates * H
     apart: bool = False  # it is handed the recurrent sums, with their bias for the last gate, apart from the others
     has_cell_state: bool = False
-    takes_half: bool = False  # it can end with half a block (nblstm.engine.packing)
+    # It can end with half a block (nblstm.engine.packing), and then widens the sums before it or a keeper reads them.
+    # That takes an even number of gates.
+    takes_half: bool = False
 
 
 _LSTM, _GRU, _RNN_TANH, _RNN_RELU = range(4)
@@ -97,9 +99,9 @@ def relu(x):
 
 @function
 def _widen_half(sums, block, rows):
-    """Turn the sums of a block in whose upper half there are no units into those of any other, with zeros there.
+    """Give the sums of half a block the layout of any other: i, f, g and o in four vectors, zeros in the upper halves.
 
-    It lies in two vectors, i and f beside each other and g and o (nblstm.engine.packing).
+    They lie in two vectors, i and f side by side and g and o (nblstm.engine.packing).
     """
     lanes = lanes_of(sums.array)
     for row in range(rows):
@@ -330,7 +332,9 @@ def back_through_cell(code, kept, before, gradients, dh, dc, size, slots, units,
         _back_gru(kept, before, gradients, dh, size, first_block, last_block)
     elif code in (_RNN_TANH, _RNN_RELU):
         _back_rnn(code == _RNN_RELU, kept, gradients, dh, first_block, last_block)
-    # Where x is infinite, what was kept of padded units is no number: infinity times their zero weights.
+    # Where x is infinite, what was kept of padded units is no number: infinity times their zero weights. Nor are their
+    # numbers of dh and dc, which nothing reads.
+    lanes = lanes_of(kept)
     for slot in range(slots):
-        for unit in range(slot * size + units, slot * size + last_block * lanes_of(kept)):
+        for unit in range(slot * size + max(units, first_block * lanes), slot * size + last_block * lanes):
             gradients[unit] = 0

@@ -19,16 +19,24 @@ from nblstm.kernels.atomics import caller_of
 from nblstm.kernels.memory import address_at, numbers_at
 from nblstm.kernels.policy import IS_ZEN, LINE, VECTOR_BYTES, function, worker
 from nblstm.kernels.simd import lanes_of
-from nblstm.kernels.tile import HAS_HALF_PANELS, PANEL_VECTORS, PANELS_AT_ONCE, ROWS, TILES_TO_SHARE, multiply_tile
+from nblstm.kernels.tile import (
+    HAS_HALF_PANELS,
+    NEVER,
+    PANEL_VECTORS,
+    PANELS_AT_ONCE,
+    ROWS,
+    TILES_TO_SHARE,
+    multiply_tile,
+)
 
 # Terms of a chain at most. 1 % of a product's time goes into the additions between chains, 3 % with 32; with 128 errors
 # are half as large again, and some layers' reach the limit of tests/test_parity.py (docs/performance.md, "Accuracy").
 _CHAIN = 64
 # Vectors of a whole line come from L2 at nearly the rate that it can give: from so many tiles on, all do two chains of
 # a panel before any does the next two, and the 32 KB of weights that these take stay in L1: 3 to 5 % on a shared core,
-# and where weights come from L3, a tenth for 2 tiles. Not with the 32 KB of L1 that Zen 4 has, whose L2 gives more than
-# a tile can take: 1 to 8 % slower.
-_TILES_TO_STAY = 2 if VECTOR_BYTES == LINE and not IS_ZEN else 1 << 30
+# and where weights come from L3, a tenth for 2 tiles. Not on Zen 4, which has 32 KB of L1, and an L2 that gives more
+# than a tile can take: 1 to 15 % slower.
+_TILES_TO_STAY = 2 if VECTOR_BYTES == LINE and not IS_ZEN else NEVER
 _CHAINS_TO_STAY = 2
 # Numba would compile a second `multiply_add` for a literal False.
 FORWARDS = np.bool_(False)
@@ -120,8 +128,8 @@ def _multiply(
     """Do a product; names, addresses and strides as those of a tile, but b is where panel 0 begins."""
     if rows == 0:
         return
-    # The last panel, where half of it is enough, is not among the whole ones.
-    whole = last_panel - (HAS_HALF_PANELS and last_panel * PANEL_VECTORS - vectors >= PANEL_VECTORS // 2)
+    ends_with_half = HAS_HALF_PANELS and last_panel * PANEL_VECTORS - vectors >= PANEL_VECTORS // 2
+    whole = last_panel - 1 if ends_with_half else last_panel
     tiles = (rows + ROWS - 1) // ROWS
     at_once = PANELS_AT_ONCE[rows // tiles]
     if rows % tiles:  # tiles of two heights, of which each takes panels by its own number

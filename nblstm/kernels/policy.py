@@ -50,7 +50,7 @@ if numba.config.DISABLE_JIT:
 
 
 def _host() -> tuple[int, int, bool, bool]:
-    """Return what Numba's CPU has: bytes of a vector, vector registers, FMA as an instruction, the design of a Zen."""
+    """Return what Numba's CPU has: bytes of a vector, vector registers, fused multiply-add, and AMD's Zen design."""
     triple, name, listed = cpu_target.target_context.codegen().magic_tuple()
     features = set(listed.split(","))
     if not triple.startswith(("x86", "i686", "amd64")):

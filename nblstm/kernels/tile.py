@@ -65,9 +65,13 @@ _UNROLL = 4  # a power of two
 _ROWS_TO_PREFETCH = 4
 # With fewer tiles over a panel each asks for its own lines. On AVX2 parts of the next panel that 1 or 2 tiles asked for
 # left out too many, and cost 6 rows of weights in L3 a third. Zen 4 fetches single lines, where Intel's CPUs fetch two,
-# and follows a tile's own reading better: 12 to 32 rows of weights in L3 were a tenth to a third slower.
-_NEVER = 1 << 30
-TILES_TO_SHARE = 3 if VECTOR_BYTES < LINE else _NEVER if IS_ZEN else 2
+# and follows a tile's own reading better: with shares 12 to 32 rows of weights in L3 were a tenth to a third slower
+# (Zen 5 was not measured).
+NEVER = 1 << 30
+if VECTOR_BYTES < LINE:
+    TILES_TO_SHARE = 3
+else:
+    TILES_TO_SHARE = NEVER if IS_ZEN else 2
 # Requests in a turn of the loop, for what comes next and for the tile's own lines. AVX-512: with 2 for what comes next,
 # 3 and 4 tiles left out lines, and 24 rows of weights in L3 were a fifth slower; one for each own line would be one for
 # each load, and 4 to 12 rows of weights in L2 were a fifth to a third slower. With one in eight the hardware does the
@@ -135,6 +139,12 @@ def _phis(builder: ir.IRBuilder, *incoming: tuple[list[list[ir.Value]], ir.Block
 
 
 _Column = tuple[int, int]  # a panel, and which of its vectors
+
+
+def _widths(rows: int) -> list[int]:
+    """Return how many panels a tile of so many rows may do: the most, that halved, down to 1, and 0 for half of one."""
+    most = PANELS_AT_ONCE[rows]
+    return [most >> halvings for halvings in range(most.bit_length())] + [0] * HAS_HALF_PANELS
 
 
 def _tiles(rows: int, panels: int) -> list[list[_Column]]:
@@ -341,8 +351,8 @@ def multiply_tile(
 
     a  in   row r's terms at ``a + r * a_row + k``
     b  in   panel p's vectors of term k at ``b + p * b_panel + k * PANEL_VECTORS * lanes``
-    ahead   its part of the weights that come next, for which it asks: ``ahead + k * step``, in bytes; 0: it asks for
-            its own. Tiles of few rows ask for nothing
+    ahead   its part of the weights that come next, for which it asks: ``ahead + k * step``, in bytes; 0, or where
+            `TILES_TO_SHARE` is `NEVER`: it asks for its own. Tiles of few rows ask for nothing
     c  in   row r of panel p at ``c + p * c_panel + r * c_row``; may be d itself, but not overlap it otherwise
     d  out  row r of panel p at ``d + p * d_panel + r * d_row``; must not overlap a or b
     """
@@ -350,17 +360,17 @@ def multiply_tile(
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         _, rows, panels, terms, chain, a, a_row, b, b_panel, ahead, step, *addend_and_sum = args
         c, c_panel, c_row, d, d_panel, d_row = addend_and_sum
-        kinds = (True,) if TILES_TO_SHARE == _NEVER else (False, True)
-        is_own = builder.zext(builder.icmp_signed("==", ahead, ir.Constant(I64, 0)), I64)
+        shares, is_own = TILES_TO_SHARE != NEVER, ir.Constant(I64, 1)
+        if shares:
+            is_own = builder.zext(builder.icmp_signed("==", ahead, ir.Constant(I64, 0)), I64)
         a, b, c, d = (builder.inttoptr(place, llvm_element(like).as_pointer()) for place in (a, b, c, d))
         ahead = builder.inttoptr(ahead, ir.IntType(8).as_pointer())
         operands = [terms, chain, a, a_row, b, b_panel, ahead, step, c, c_panel, c_row, d, d_panel, d_row]
         finished = builder.append_basic_block("tile.finished")
         size = builder.add(builder.mul(panels, ir.Constant(I64, 16)), rows)
         choice = builder.switch(builder.add(builder.mul(is_own, ir.Constant(I64, 128)), size), finished)
-        for count, own in product(range(1, ROWS + 1), kinds):
-            most = PANELS_AT_ONCE[count]
-            for width in [most >> halvings for halvings in range(most.bit_length() + HAS_HALF_PANELS)]:
+        for count, own in product(range(1, ROWS + 1), (False, True) if shares else (True,)):
+            for width in _widths(count):
                 block = builder.append_basic_block(f"tile.{count}x{width}")
                 choice.add_case(ir.Constant(I64, 128 * own + 16 * width + count), block)
                 with builder.goto_block(block):
