@@ -93,6 +93,21 @@ def test_float32_errs_as_torch_does(kind: str, torch: Any) -> None:
         assert error <= 3 * peer_error + 2e-7 * np.abs(array).max(), name
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("d_value", [1, np.nan])
+def test_what_is_no_number_goes_back_as_in_torch(kind: str, value: float, d_value: float, torch: Any) -> None:
+    """A relu lets a gradient pass where its state is NaN: a run that has diverged must not look healthy."""
+    cell = CELLS[kind](3, 5, dtype=np.float64, seed=1)
+    x, hx = inputs_of(cell, 4)
+    x[1, 0] = value
+    states, backward = cell.vjp(x, hx)
+    d_state = of_each(np.ones_like, states)
+    as_tuple(d_state)[0][1] = d_value
+    got = flat(backward(d_state))
+    for name, expected in by_torch(torch, cell, x, hx, d_state).items():
+        np.testing.assert_allclose(got[name], expected, rtol=0, atol=1e-12, err_msg=name)
+
+
 @pytest.mark.parametrize("batch", [None, 1, 13])
 def test_one_step_of_the_layer(kind: str, batch: int | None, dtype: Any) -> None:
     cell, layer = CELLS[kind](7, 33, dtype=dtype, seed=1), KINDS[kind](7, 33, dtype=dtype)

@@ -89,7 +89,7 @@ def cell_functions(cell: cells.Cell, dtype: np.dtype[Any]) -> CellFunctions:
         return h, h
 
     def back_rnn_relu(kept, h, dh, dc, slopes):
-        slopes[0] = dh if kept[0] > zero else zero
+        slopes[0] = zero if kept[0] <= zero else dh  # as where h is NaN
         return zero, zero
 
     sigmoid = device_function(sigmoid)

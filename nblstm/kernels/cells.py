@@ -37,7 +37,7 @@ from nblstm.kernels.simd import (
     normal_or_zero,
     store,
     upper_half,
-    where_negative,
+    where_at_most_zero,
 )
 
 
@@ -312,7 +312,7 @@ def _back_rnn(rectify, kept, gradients, dh, first_block, last_block):
     for block in range(first_block, last_block):
         k = block * lanes
         h, d = load(kept, k), normal_or_zero(load(dh.array, dh.start + k))
-        store(gradients, k, where_negative(-h, d, 0.0) if rectify else d * _tanh_slope(h))
+        store(gradients, k, where_at_most_zero(h, 0.0, d) if rectify else d * _tanh_slope(h))
 
 
 @function
@@ -336,5 +336,5 @@ def back_through_cell(code, kept, before, gradients, dh, dc, size, slots, units,
     # numbers of dh and dc, which nothing reads.
     lanes = lanes_of(kept)
     for slot in range(slots):
-        for unit in range(slot * size + max(units, first_block * lanes), slot * size + last_block * lanes):
+        for unit in range(slot * size + units, slot * size + last_block * lanes):
             gradients[unit] = 0

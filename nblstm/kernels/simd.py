@@ -176,11 +176,11 @@ def smaller(typing_context: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
-def where_negative(typing_context: Any, x: Any, a: Any, b: Any) -> Any:
-    """a where x < 0, else b."""
+def where_at_most_zero(typing_context: Any, x: Any, a: Any, b: Any) -> Any:
+    """a where x <= 0, else b: so where x is NaN."""
 
     def emit(builder: ir.IRBuilder, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
-        return builder.select(builder.fcmp_ordered("<", x, ir.Constant(x.type, [0.0] * x.type.count)), a, b)
+        return builder.select(builder.fcmp_ordered("<=", x, ir.Constant(x.type, [0.0] * x.type.count)), a, b)
 
     return _elementwise((x, a, b), emit)
 

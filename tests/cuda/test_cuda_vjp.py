@@ -37,7 +37,8 @@ def assert_same_gradients(layer: Any, x: Any, hx: Any, limit: float = 1e-10, **o
             continue
         found = np.asarray(got[name])
         assert (found.shape, found.dtype) == (expected.shape, expected.dtype), name
-        np.testing.assert_allclose(found, expected, rtol=0, atol=limit * np.abs(expected).max(initial=0), err_msg=name)
+        atol = limit * np.abs(np.nan_to_num(expected)).max(initial=0)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.name)
@@ -66,6 +67,14 @@ def test_lengths(build: Any) -> None:
     for row, length in enumerate(lengths):
         x[length:, row] = np.nan
     assert_same_gradients(layer, x, hx, lengths=lengths)
+
+
+@pytest.mark.parametrize("case", [case for case in CHOSEN if case.name.endswith(": plain")], ids=lambda case: case.name)
+def test_nan(case: Case) -> None:
+    layer = case.layer(np.float64)
+    x, hx = case.inputs(np.float64)
+    x[1, 0] = np.nan
+    assert_same_gradients(layer, x, hx)
 
 
 def test_packed() -> None:
