@@ -1,6 +1,10 @@
 """The packed matrix product against plain NumPy, and its order of summation against itself."""
 
+import os
+import platform
 import re
+import subprocess
+import sys
 
 import numba
 import numpy as np
@@ -111,6 +115,26 @@ def test_all_tiles_together_ask_for_what_comes_next(tiles, terms, next_terms, te
     if terms > 0:
         wanted = next_terms * term_bytes
         assert wanted <= tiles * terms * step < wanted + tiles * terms
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="of x86-64")
+@pytest.mark.parametrize(
+    ("cpu", "features", "expected"),
+    [
+        ("znver4", "+avx512f,+fma,+avx2", "NEVER NEVER"),
+        ("sapphirerapids", "+avx512f,+fma,+avx2", "2 2"),
+        ("znver3", "+fma,+avx2", "3 NEVER"),
+        ("haswell", "+fma,+avx2", "3 NEVER"),
+    ],
+)
+def test_tiles_ask_for_lines_as_their_cpu_fetches(cpu, features, expected):
+    script = """
+from nblstm.kernels import matmul, tile
+print(*("NEVER" if number == tile.NEVER else number for number in (tile.TILES_TO_SHARE, matmul._TILES_TO_STAY)))
+"""
+    environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == expected.split()
 
 
 @pytest.mark.skipif(not policy.HAS_FMA, reason="this CPU has no fused multiply-add")

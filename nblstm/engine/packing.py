@@ -3,7 +3,8 @@
 The gates of a unit must meet in the same tile's rows, so outputs are ordered by unit blocks of one vector each:
 vector number ``block * gates + gate`` holds that gate of units ``block * lanes ... block * lanes + lanes - 1``, but for
 half a block at the end (`_by_unit_block`). Units are padded to whole vectors with zero weights. What comes of these is
-never read, and no number where an input is infinite: so the way back sets its gradients to zero (nblstm.kernels.cells).
+NaN where an input is infinite. The way there never reads it; the way back, whose products would, sets its gradients to
+zero first (nblstm.kernels.cells).
 """
 
 from __future__ import annotations

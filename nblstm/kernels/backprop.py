@@ -151,8 +151,9 @@ def _through_cell(job, s, part, first_row, last_row, first_block, last_block, d_
             before = _before(job, s, row, rows_before, h_before, dc.array)
         row_dh = Rows(d_hidden.array, d_hidden.start + row * d_hidden.stride, d_hidden.stride)
         row_dc = Rows(dc.array, dc.start + row * dc.stride, dc.stride)
-        sizes = padded, job.slots, job.units
-        back_through_cell(job.cell, kept, before, gradients, row_dh, row_dc, *sizes, first_block, last_block)
+        back_through_cell(
+            job.cell, kept, before, gradients, row_dh, row_dc, padded, job.slots, job.units, first_block, last_block
+        )
 
 
 @inlined

@@ -35,7 +35,7 @@ _CHAIN = 64
 # Vectors of a whole line come from L2 at nearly the rate that it can give: from so many tiles on, all do two chains of
 # a panel before any does the next two, and the 32 KB of weights that these take stay in L1: 3 to 5 % on a shared core,
 # and where weights come from L3, a tenth for 2 tiles. Not on Zen 4, which has 32 KB of L1, and an L2 that gives more
-# than a tile can take: 1 to 15 % slower.
+# than a tile can take: 3 to 17 % slower (nor on Zen 5, which was not measured).
 _TILES_TO_STAY = 2 if VECTOR_BYTES == LINE and not IS_ZEN else NEVER
 _CHAINS_TO_STAY = 2
 # Numba would compile a second `multiply_add` for a literal False.

@@ -109,8 +109,9 @@ def _step_back(address, like):
     before = numbers_at(job.workspace + before_start * item, kept)
     gradients = numbers_at(job.workspace + gradients_start * item, kept)
     d_hidden, dc = Rows(scratch, hidden_start, padded), Rows(scratch, c_start, padded)
-    sizes = padded, job.slots, job.units
-    back_through_cell(job.cell, kept, before, gradients, d_hidden, dc, *sizes, _ZERO, job.unit_blocks)
+    back_through_cell(
+        job.cell, kept, before, gradients, d_hidden, dc, padded, job.slots, job.units, _ZERO, job.unit_blocks
+    )
     x = numbers_at(job.x, kept)
     if job.d_parameters != 0:
         m = numbers_at(job.workspace + m_start * item, kept)

@@ -63,11 +63,11 @@ _ACCUMULATORS = 24 if VECTOR_REGISTERS == 32 else 12
 _UNROLL = 4  # a power of two
 # With fewer rows the loads are the limit, and a request costs as much as a load: 5 to 10 % slower from L2 and L3.
 _ROWS_TO_PREFETCH = 4
+NEVER = 1 << 30
 # With fewer tiles over a panel each asks for its own lines. On AVX2 parts of the next panel that 1 or 2 tiles asked for
 # left out too many, and cost 6 rows of weights in L3 a third. Zen 4 fetches single lines, where Intel's CPUs fetch two,
 # and follows a tile's own reading better: with shares 12 to 32 rows of weights in L3 were a tenth to a third slower
 # (Zen 5 was not measured).
-NEVER = 1 << 30
 if VECTOR_BYTES < LINE:
     TILES_TO_SHARE = 3
 else:
@@ -360,9 +360,11 @@ def multiply_tile(
     def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> ir.Value:
         _, rows, panels, terms, chain, a, a_row, b, b_panel, ahead, step, *addend_and_sum = args
         c, c_panel, c_row, d, d_panel, d_row = addend_and_sum
-        shares, is_own = TILES_TO_SHARE != NEVER, ir.Constant(I64, 1)
+        shares = TILES_TO_SHARE != NEVER
         if shares:
             is_own = builder.zext(builder.icmp_signed("==", ahead, ir.Constant(I64, 0)), I64)
+        else:
+            is_own = ir.Constant(I64, 1)
         a, b, c, d = (builder.inttoptr(place, llvm_element(like).as_pointer()) for place in (a, b, c, d))
         ahead = builder.inttoptr(ahead, ir.IntType(8).as_pointer())
         operands = [terms, chain, a, a_row, b, b_panel, ahead, step, c, c_panel, c_row, d, d_panel, d_row]
